@@ -1,0 +1,611 @@
+"""``receive``: everything that writes, as one ASGI application.
+
+The event loop only moves bytes; decoding and the durable commit run in a thread pool, where commits
+that meet share one fsync. A client that stalls costs a coroutine, never a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from prometheus_client import Counter, Gauge
+
+from fieldring.accept import SPOOLED, STORED, Accepted, Acceptor
+from fieldring.errors import (
+    CorruptionError,
+    Forbidden,
+    InvalidRequest,
+    LineError,
+    Overloaded,
+    RequestTimeout,
+    TooLarge,
+    Unavailable,
+)
+from fieldring.http.errors import MAX_REPORTED_LINES, refused_lines
+from fieldring.http.limits import ByteBudget, Places, Reservation, unpack, unpack_snappy
+from fieldring.http.quota import Quotas
+from fieldring.http.tokens import Identity, TokenBook, presented_token
+from fieldring.model import Batch
+from fieldring.settings import Settings
+from fieldring.web.arrivals import ArrivalBook
+from fieldring.web.probes import (
+    JSON,
+    Answer,
+    Check,
+    GoneError,
+    Metrics,
+    Probes,
+    Request,
+    error_to_answer,
+    query_of,
+)
+from fieldring.wire import Decoded, block, line_protocol, remote_write, senml, sensor_community
+
+__all__ = ["Receive", "ReceiveMetrics", "Source", "parse_source"]
+
+PIECE_BYTES = 524_288
+"""Line protocol is decoded and committed in pieces, so that a large body does not become a large heap."""
+
+DECODED_FACTOR = 30
+"""Memory that a decoded body and its block take, as a multiple of its bytes: measured 7 (few sensors, many
+fields) to 29 (each line another sensor); only bodies of nothing but names and junk take more."""
+
+SENML_DECODED_FACTOR = 60
+CBOR_DECODED_FACTOR = 200
+"""The same for SenML, decoded whole, at its worst: bodies of the smallest records that can be written."""
+
+DEVICE_POINTS_PER_SECOND = 10.0
+"""What a sensor.community device without credentials may write: a hundred times what the firmware sends."""
+
+TOGETHER_BYTES = 65_536
+"""Bodies up to this size that are complete at the same time are committed by one thread, with one wait."""
+
+_TOGETHER_MAX = 64
+
+_MAX_EPOCH = (1 << 63) - 1
+_INFLUX_VERSION = "1.8.10-fieldring"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a gateway's block stands in that gateway's sequence."""
+
+    gateway: str
+    epoch: int
+    seq: int
+    count: int
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What became of one request, piece by piece."""
+
+    points: int = 0
+    collapsed: int = 0
+    spooled: bool = False
+    forbidden: int = 0
+    refused: int = 0
+    errors: list[LineError] = field(default_factory=list)
+    """The first of the refused lines: a body may hold nothing but junk."""
+
+    def refuse(self, errors: Sequence[LineError], *, more: int = 0) -> None:
+        self.refused += len(errors) + more
+        self.errors.extend(errors[: MAX_REPORTED_LINES - len(self.errors)])
+
+    @property
+    def durability(self) -> str:
+        return SPOOLED if self.spooled else STORED
+
+
+@dataclass(slots=True)
+class _Work:
+    """One request on its way to its outcome."""
+
+    identity: Identity
+    parts: list[bytes]
+    encoding: str
+    decode: Callable[[bytes], Iterator[Decoded]]
+    piece_bytes: int | None
+    reservation: Reservation
+    done: asyncio.Future[_Outcome]
+    unpack: Callable[..., bytes] = unpack
+    heap_factor: int = DECODED_FACTOR
+    outcome: _Outcome = field(default_factory=_Outcome)
+    error: Exception | None = None
+
+
+class ReceiveMetrics(Metrics):
+    """Counters of one ``receive`` process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = Counter(
+            "fieldring_points", "Points acknowledged, by durability", ["durability"], registry=self.registry
+        )
+        self.refused = Counter(
+            "fieldring_lines_refused",
+            "Lines or records refused, by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.collapsed = Counter(
+            "fieldring_points_collapsed",
+            "Points that a later line of a request replaced",
+            registry=self.registry,
+        )
+        self.left_out = Counter(
+            "fieldring_points_left_out",
+            "Values that are no measurement (stale markers, NaN, infinities, native histograms), by reason",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.gateway_seq = Gauge(
+            "fieldring_gateway_last_sequence", "Last block of a gateway", ["gateway"], registry=self.registry
+        )
+        self.points_by = {durability: self.points.labels(durability) for durability in (STORED, SPOOLED)}
+        for reason in ("malformed", "ambiguous", "retention", "forbidden"):
+            self.refused.labels(reason)
+        for reason in ("stale", "nan", "infinite", "histogram", "not_finite"):
+            self.left_out.labels(reason)
+
+
+class Receive(Probes):
+    """The application. Its collaborators are made and closed by whoever makes it."""
+
+    def __init__(
+        self,
+        *,
+        acceptor: Acceptor,
+        tokens: TokenBook,
+        settings: Settings,
+        checks: Callable[[], Iterable[Check]] = tuple,
+        metrics: ReceiveMetrics | None = None,
+        arrivals: ArrivalBook | None = None,
+    ) -> None:
+        self._counters = metrics or ReceiveMetrics()
+        super().__init__(
+            tokens=tokens,
+            metrics=self._counters,
+            trusted_header=settings.metrics_trusted_header,
+            checks=checks,
+        )
+        self._acceptor = acceptor
+        self._arrivals = arrivals
+        self._settings = settings
+        self._budget = ByteBudget(settings.body_budget_bytes)
+        self.metrics.gauge(
+            "fieldring_request_bytes", "Bytes of request bodies being worked on", lambda: self._budget.taken
+        )
+        self._quotas = Quotas()
+        self._requests = Places(settings.receive_requests_max, full="too many requests are being worked on")
+        self._commits = Places(
+            settings.receive_threads + settings.receive_queue_max, full="too many requests wait to be stored"
+        )
+        self.metrics.gauge(
+            "fieldring_requests_under_way", "Writes being read or stored", lambda: self._requests.taken
+        )
+        self.metrics.gauge(
+            "fieldring_commits_under_way",
+            "Writes being stored or waiting for it",
+            lambda: self._commits.taken,
+        )
+        self._devices = frozenset(settings.sensor_community_devices)
+        self._executor = ThreadPoolExecutor(settings.receive_threads, thread_name_prefix="commit")
+        self._gathered: list[_Work] = []
+        self._flush_due = False
+        self._spooling = False
+        self.routes |= {
+            "/write": {"POST": self._write_v1},
+            "/api/v2/write": {"POST": self._write_v2},
+            "/api/v1/senml": {"POST": self._write_senml},
+            "/api/v1/block": {"POST": self._write_block},
+            "/query": {"GET": self._query, "POST": self._query},
+            "/ping": {"GET": self._ping, "HEAD": self._ping},
+            "/v1/push-sensor-data/": {"POST": self._write_sensor_community},
+            "/api/v1/write": {"POST": self._write_remote},
+        }
+
+    def close(self) -> None:
+        """Wait for commits that are under way. Idempotent."""
+        self._executor.shutdown(wait=True)
+        if self._arrivals is not None:
+            self._arrivals.flush()
+
+    # -- writing -----------------------------------------------------------------------------
+
+    async def _write_v1(self, request: Request) -> Answer:
+        # v1 clients take 202 for an error.
+        return await self._write_lines(request, spooled_status=204)
+
+    async def _write_v2(self, request: Request) -> Answer:
+        return await self._write_lines(request, spooled_status=202)
+
+    async def _write_lines(self, request: Request, *, spooled_status: int) -> Answer:
+        precision = request.query.get("precision") or "ns"
+        line_protocol.check_precision(precision)
+        now_ms = self._acceptor.now_ms()
+
+        def decode(body: bytes) -> Iterator[Decoded]:
+            return line_protocol.decode_in_pieces(
+                body,
+                precision=precision,
+                now_ms=now_ms,
+                series_tags=self._settings.series_tags,
+                piece_bytes=PIECE_BYTES,
+            )
+
+        return await self._write(request, decode, spooled_status=spooled_status, piece_bytes=PIECE_BYTES)
+
+    async def _write_senml(self, request: Request) -> Answer:
+        content_type = request.header(b"content-type")
+        now_ms = self._acceptor.now_ms()
+
+        def decode(body: bytes) -> Iterator[Decoded]:
+            yield senml.decode(body, content_type=content_type, now_ms=now_ms)
+
+        factor = CBOR_DECODED_FACTOR if senml.is_cbor(content_type) else SENML_DECODED_FACTOR
+        return await self._write(request, decode, spooled_status=202, heap_factor=factor)
+
+    async def _write_sensor_community(self, request: Request) -> Answer:
+        device, pin = request.header(b"x-sensor").strip(), request.header(b"x-pin").strip()
+        now_ms = self._acceptor.now_ms()
+
+        def decode(body: bytes) -> Iterator[Decoded]:
+            yield sensor_community.decode(body, device=device, pin=pin, now_ms=now_ms)
+
+        identity = None
+        if not presented_token(request.header(b"authorization") or None, request.query):
+            identity = self._known_device(device)
+        return await self._write(request, decode, spooled_status=202, identity=identity)
+
+    def _known_device(self, device: str) -> Identity | None:
+        """What a device without credentials may do: write its own readings, where it is on the list."""
+        if device not in self._devices:
+            return None
+        return Identity(
+            f"sensor.community device {device}",
+            frozenset({"write"}),
+            (device, f"{device}-*"),
+            points_per_second=DEVICE_POINTS_PER_SECOND,
+            points_burst=100 * DEVICE_POINTS_PER_SECOND,
+        )
+
+    async def _write_remote(self, request: Request) -> Answer:
+        def check(_: Identity) -> None:
+            remote_write.check_content_type(request.header(b"content-type"))
+
+        def decode(body: bytes) -> Iterator[Decoded]:
+            yield remote_write.decode(body, series_tags=self._settings.series_tags)
+
+        try:
+            return await self._write(request, decode, spooled_status=202, check=check, unpacked=unpack_snappy)
+        except Overloaded as error:
+            # By default Prometheus throws away what is answered 429, and sends again what is answered 503.
+            raise Unavailable(str(error), retry_after_s=error.retry_after_s) from error
+
+    async def _write_block(self, request: Request) -> Answer:
+        source = request.header(b"fieldring-source")
+        parsed = parse_source(source) if source else None
+
+        def check(identity: Identity) -> None:
+            if parsed is not None and identity.gateway != parsed.gateway:
+                raise Forbidden(f"token {identity.id!r} is not that of gateway {parsed.gateway!r}")
+
+        def decode(body: bytes) -> Iterator[Decoded]:
+            try:
+                yield Decoded(block.decode(body))
+            except CorruptionError as error:
+                raise InvalidRequest(str(error)) from error
+
+        answer = await self._write(request, decode, spooled_status=202, check=check)
+        if parsed is not None:
+            self._counters.gateway_seq.labels(parsed.gateway).set(parsed.seq)
+            if self._arrivals is not None:
+                # Also where lines of it were refused: it came.
+                oldest = request.header(b"fieldring-oldest")
+                record = functools.partial(
+                    self._arrivals.arrived,
+                    parsed.gateway,
+                    parsed.epoch,
+                    parsed.seq,
+                    parsed.count,
+                    oldest=int(oldest) if _NUMBER.fullmatch(oldest) else 0,
+                )
+                await asyncio.get_running_loop().run_in_executor(self._executor, record)
+        return answer
+
+    async def _write(
+        self,
+        request: Request,
+        decode: Callable[[bytes], Iterator[Decoded]],
+        *,
+        spooled_status: int,
+        piece_bytes: int | None = None,
+        check: Callable[[Identity], None] | None = None,
+        identity: Identity | None = None,
+        unpacked: Callable[..., bytes] = unpack,
+        heap_factor: int = DECODED_FACTOR,
+    ) -> Answer:
+        if identity is None:
+            identity = self.tokens.authenticate(request.header(b"authorization") or None, request.query)
+        identity.require("write")
+        if check is not None:
+            check(identity)
+        self._quotas.check(identity)
+        encoding = request.header(b"content-encoding")
+        with self._requests, self._budget.reserve() as reservation:
+            parts = await self._body(request, reservation)
+            loop = asyncio.get_running_loop()
+            work = _Work(
+                identity,
+                parts,
+                encoding,
+                decode,
+                piece_bytes,
+                reservation,
+                loop.create_future(),
+                unpack=unpacked,
+                heap_factor=heap_factor,
+            )
+            with self._commits:
+                # What has to be unpacked may turn out to be large.
+                if reservation.size <= TOGETHER_BYTES and not encoding and unpacked is unpack:
+                    self._gathered.append(work)
+                    if not self._flush_due:
+                        self._flush_due = True
+                        loop.call_soon(self._flush, loop)
+                else:
+                    self._executor.submit(self._commit_alone, work, loop)
+                outcome = await work.done
+        return self._answer_to(outcome, spooled_status=spooled_status)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand what was gathered in this turn of the loop to one thread.
+
+        While the store fails there is nothing to wait for but the spool's fsync, so one group is under way
+        at a time, and what comes meanwhile is the next one. Whoever tries the store again waits alone.
+        """
+        self._flush_due = False
+        failing = self._acceptor.store_failing
+        if failing and self._gathered and self._acceptor.probe_due:
+            self._executor.submit(self._commit_alone, self._gathered.pop(0), loop)
+        if not self._gathered or (failing and self._spooling):
+            return
+        group, self._gathered = self._gathered[:_TOGETHER_MAX], self._gathered[_TOGETHER_MAX:]
+        self._spooling = failing
+        self._executor.submit(self._commit_together, group, loop, failing)
+        if self._gathered and not failing:
+            self._flush(loop)
+
+    def _deliver(self, group: list[_Work], loop: asyncio.AbstractEventLoop, spooling: bool) -> None:
+        for work in group:
+            if work.done.done():  # its request was cancelled
+                continue
+            if work.error is not None:
+                work.done.set_exception(work.error)
+            else:
+                work.done.set_result(work.outcome)
+        if spooling:
+            self._spooling = False
+            if self._gathered and not self._flush_due:
+                self._flush_due = True
+                loop.call_soon(self._flush, loop)
+
+    async def _body(self, request: Request, reservation: Reservation) -> list[bytes]:
+        """The body in the parts in which it arrived, within the limits.
+
+        The deadline is for the next part, not for the whole: a slow link is no offence.
+        """
+        limit = self._settings.body_max_bytes
+        too_large = f"body is larger than {limit} bytes: send it in parts"
+        length = request.headers.get(b"content-length", b"")
+        if length.isdigit() and (len(length) > 18 or int(length) > limit):
+            raise TooLarge(too_large)
+        patience = self._settings.body_timeout_seconds
+        clock = asyncio.get_running_loop().time
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(patience) as deadline:
+                while True:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise GoneError
+                    part = message.get("body", b"")
+                    if part:
+                        size += len(part)
+                        if size > limit:
+                            raise TooLarge(too_large)
+                        reservation.take(len(part))
+                        parts.append(part)
+                        deadline.reschedule(clock() + patience)
+                    if not message.get("more_body"):
+                        request.body_read = True
+                        return parts
+        except TimeoutError:
+            raise RequestTimeout(f"no part of the body came for {patience} s") from None
+
+    def _commit_alone(self, work: _Work, loop: asyncio.AbstractEventLoop) -> None:
+        """Runs in a thread: unpack, decode, keep, piece by piece."""
+        try:
+            for decoded in self._decoded(work):
+                batch = self._admit(work, decoded)
+                if len(batch):
+                    self._record(work.outcome, self._acceptor.accept(batch))
+            self._conclude(work)
+        except Exception as error:  # noqa: BLE001 - raised again where the request waits
+            work.error = error
+        loop.call_soon_threadsafe(self._deliver, [work], loop, False)
+
+    def _commit_together(self, group: list[_Work], loop: asyncio.AbstractEventLoop, spooling: bool) -> None:
+        """Runs in a thread: as above, for requests of one piece each, with one wait for all."""
+        kept: list[tuple[_Work, Batch]] = []
+        for work in group:
+            try:
+                for decoded in self._decoded(work):
+                    batch = self._admit(work, decoded)
+                    if len(batch):
+                        kept.append((work, batch))
+            except Exception as error:  # noqa: BLE001 - raised again where the request waits
+                work.error = error
+        try:
+            results = self._acceptor.accept_together([batch for _, batch in kept])
+        except Exception as error:  # noqa: BLE001 - as above
+            results = [error] * len(kept)
+        for (work, _), result in zip(kept, results, strict=True):
+            if isinstance(result, Exception):
+                work.error = work.error or result
+            else:
+                self._record(work.outcome, result)
+        for work in group:
+            try:
+                if work.error is None:
+                    self._conclude(work)
+            except Exception as error:  # noqa: BLE001 - as above
+                work.error = error
+        loop.call_soon_threadsafe(self._deliver, group, loop, spooling)
+
+    def _decoded(self, work: _Work) -> Iterator[Decoded]:
+        parts = work.parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        # Once for the whole request: one that is larger than its burst must get through at last.
+        self._quotas.check(work.identity)
+        if work.encoding or work.unpack is not unpack:
+            body = work.unpack(
+                body,
+                encoding=work.encoding,
+                max_bytes=self._settings.body_unpacked_max_bytes,
+                reservation=work.reservation,
+            )
+        heap = work.heap_factor * min(len(body), work.piece_bytes or len(body))
+        if len(body) + heap > self._budget.total:
+            raise TooLarge(f"a body of {len(body)} bytes in this format is too large: send it in parts")
+        work.reservation.take(heap)
+        return work.decode(body)
+
+    @staticmethod
+    def _conclude(work: _Work) -> None:
+        outcome = work.outcome
+        if outcome.forbidden and outcome.forbidden == outcome.refused and not outcome.points:
+            raise Forbidden(f"token {work.identity.id!r} may not write: {outcome.errors[0].reason}")
+
+    def _admit(self, work: _Work, decoded: Decoded) -> Batch:
+        """The rows that the token may write; everything else is counted and noted."""
+        identity, outcome, batch = work.identity, work.outcome, decoded.batch
+        refused = self._counters.refused
+        ambiguous = sum(error.reason.startswith("ambiguous") for error in decoded.errors)
+        if decoded.errors:
+            refused.labels("ambiguous").inc(ambiguous)
+            refused.labels("malformed").inc(len(decoded.errors) - ambiguous + decoded.more_errors)
+            outcome.refuse(decoded.errors, more=decoded.more_errors)
+        for reason, count in decoded.left_out.items():
+            self._counters.left_out.labels(reason).inc(count)
+        if not identity.sees_all:
+            known = {sensor: identity.allows(sensor) for sensor in set(batch.sensors)}
+            if not all(known.values()):
+                forbidden = [
+                    LineError(line, f"the token is not for sensor {sensor!r}")
+                    for sensor, line in zip(batch.sensors, batch.lines, strict=True)
+                    if not known[sensor]
+                ]
+                outcome.refuse(forbidden)
+                outcome.forbidden += len(forbidden)
+                refused.labels("forbidden").inc(len(forbidden))
+                batch = batch.select([i for i, sensor in enumerate(batch.sensors) if known[sensor]])
+        if identity.points_per_second:
+            self._quotas.charge(identity, batch.points)
+        return batch
+
+    def _record(self, outcome: _Outcome, accepted: Accepted) -> None:
+        receipt = accepted.receipt
+        outcome.points += receipt.points
+        outcome.collapsed += receipt.collapsed
+        outcome.spooled |= receipt.durability == SPOOLED
+        self._counters.points_by[receipt.durability].inc(receipt.points)
+        if accepted.errors:
+            outcome.refuse(accepted.errors)
+            self._counters.refused.labels("retention").inc(len(accepted.errors))
+        if receipt.collapsed:
+            self._counters.collapsed.inc(receipt.collapsed)
+
+    @staticmethod
+    def _answer_to(outcome: _Outcome, *, spooled_status: int) -> Answer:
+        headers: list[tuple[bytes, bytes]] = []
+        if outcome.points:
+            headers.append((b"fieldring-durability", outcome.durability.encode()))
+        if outcome.collapsed:
+            headers.append((b"fieldring-collapsed", str(outcome.collapsed).encode()))
+        if outcome.errors:
+            outcome.errors.sort(key=lambda error: error.line)
+            refusal = error_to_answer(refused_lines(tuple(outcome.errors), total=outcome.refused))
+            return Answer(refusal.status, (*refusal.headers, *headers), refusal.body)
+        return Answer(spooled_status if outcome.spooled else 204, tuple(headers))
+
+    # -- what clients ask first -------------------------------------------------------------
+
+    async def _query(self, request: Request) -> Answer:
+        """``show databases`` and ``create database``, which v1 clients send before they write."""
+        self.tokens.authenticate(request.header(b"authorization") or None, request.query)
+        text = request.query.get("q", "")
+        if not text and request.method == "POST":
+            with self._budget.reserve() as reservation:
+                parts = await self._body(request, reservation)
+                text = query_of(b"".join(parts)).get("q", "")
+        statement = " ".join(text.replace(";", " ").split()).lower()
+        result: dict[str, Any] = {"statement_id": 0}
+        if statement == "show databases":
+            series = {"name": "databases", "columns": ["name"], "values": [["fieldring"]]}
+            result["series"] = [series]
+        elif not re.fullmatch(r"create database \S+( with .*)?", statement):
+            raise InvalidRequest(
+                "only 'show databases' and 'create database' are answered here; read with /v1/points"
+            )
+        return Answer(
+            200,
+            (JSON, (b"x-influxdb-version", _INFLUX_VERSION.encode())),
+            msgspec.json.encode({"results": [result]}),
+        )
+
+    async def _ping(self, request: Request) -> Answer:
+        return Answer(
+            204, ((b"x-influxdb-version", _INFLUX_VERSION.encode()), (b"x-influxdb-build", b"fieldring"))
+        )
+
+    # -- probes --------------------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Whether a write would be acknowledged, by the store or by the spool."""
+        return not (self._acceptor.store_failing and self._acceptor.spool_failing)
+
+    def readiness(self) -> Mapping[str, Any]:
+        return {"durability": (SPOOLED if self._acceptor.store_failing else STORED) if self.ready() else None}
+
+
+# Up to 18 digits: the store's numbers have 63 bits.
+_SOURCE = re.compile(r"([^;=,\s]{1,100});epoch=([0-9]{1,19});seq=([0-9]{1,18});count=([0-9]{1,9})")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+def parse_source(text: str) -> Source:
+    """``<gateway>;epoch=<e>;seq=<n>;count=<k>``.
+
+    Raises:
+        InvalidRequest: another form.
+    """
+    match = _SOURCE.fullmatch(text.replace(" ", ""))
+    if match is None:
+        raise InvalidRequest(
+            f"Fieldring-Source is {text[:80]!r}, but must be '<gateway>;epoch=<e>;seq=<n>;count=<k>'"
+        )
+    source = Source(match[1], int(match[2]), int(match[3]), int(match[4]))
+    if source.epoch > _MAX_EPOCH or not source.count:
+        raise InvalidRequest(f"Fieldring-Source is {text[:80]!r}: its epoch or count is out of range")
+    return source

@@ -1,0 +1,355 @@
+"""Day-2 operations on one real ring, in the order in which they stand here, with traffic all the time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+
+PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+EPHEMERAL = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
+sys.path.insert(0, str(PROJECT / "molecule" / "shared"))
+from ring_traffic import RingTraffic  # type: ignore[import-not-found]  # noqa: E402
+
+ADDRESSES = {f"fieldring-operations-{n}": f"172.31.92.1{n}" for n in (1, 2, 3)}
+NODES = sorted(ADDRESSES)
+FIRST, SECOND, THIRD = NODES
+LOCK = EPHEMERAL / "ring" / "main.lock"
+CONF = "/etc/cassandra/cassandra.yaml"
+
+# The tests drive the whole ring, one after the other; one run of them is enough.
+testinfra_hosts = [f"docker://{FIRST}"]
+pytestmark = pytest.mark.timeout(1500)
+
+
+def node(name: str) -> Any:
+    """The host of that name."""
+    return testinfra.get_host(f"docker://{name}")
+
+
+def play(playbook: str, *arguments: str, **variables: Any) -> tuple[int, str]:
+    """Exit status and all that was printed, on one line, of a playbook run as an operator does."""
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(EPHEMERAL / "ansible.cfg"),
+        "ANSIBLE_ROLES_PATH": str(PROJECT / "roles"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_FORCE_COLOR": "0",
+    }
+    command = ["ansible-playbook", "--inventory", str(EPHEMERAL / "inventory")]
+    command += ["--extra-vars", json.dumps(variables), *arguments]
+    done = subprocess.run(
+        [*command, str(PROJECT / "playbooks" / f"{playbook}.yml")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(done.stdout)
+    return done.returncode, re.sub(r"\s+", " ", done.stdout)
+
+
+def pids() -> dict[str, int]:
+    """Each daemon's pid, 0 where it does not run: who was restarted, and who was not."""
+    return {
+        name: int(node(name).check_output("systemctl show cassandra --property=MainPID --value"))
+        for name in NODES
+    }
+
+
+def kill(name: str) -> None:
+    """End the daemon as a crash does, and keep systemd from starting it again."""
+    node(name).check_output("systemctl kill --signal=KILL cassandra && systemctl stop cassandra")
+
+
+def nothing_changed(said: str) -> bool:
+    """No host of the recap has a change."""
+    return re.findall(r"changed=(\d+)", said) == ["0"] * len(re.findall(r"changed=\d+", said))
+
+
+@pytest.fixture(scope="module")
+def traffic() -> RingTraffic:
+    """One ledger for all operations."""
+    return RingTraffic(
+        contacts=list(ADDRESSES.values()),
+        ca=EPHEMERAL / "ca" / "ca.pem",
+        user="fieldring_ingest",
+        password="molecule-ingest-1",
+        keyspace="fieldring",
+        ledger=EPHEMERAL / "ledger",
+    )
+
+
+@contextmanager
+def under_traffic(traffic: RingTraffic, operation: str, *, planned: bool = True) -> Iterator[None]:
+    """What is planned fails no request and reads nothing wrong; all of it is printed."""
+    begun = time.monotonic()
+    with traffic:
+        yield
+    print("\n" + traffic.line(operation, time.monotonic() - begun))
+    with (EPHEMERAL / "operations.txt").open("a") as report:
+        report.write(traffic.line(operation, time.monotonic() - begun) + "\n")
+    assert traffic.counts["acknowledged"] > 0
+    assert traffic.counts["wrong"] == 0, traffic.counts
+    if planned:
+        assert traffic.counts["failed_writes"] + traffic.counts["failed_reads"] == 0, traffic.counts
+
+
+def test_upgrade_tells_first_and_changes_nothing_in_check_mode() -> None:
+    """--check names the nodes and both versions; daemons and versions stay."""
+    before = pids()
+    status, said = play("upgrade_cassandra", "--check", cassandra_node_version="5.0.9")
+    assert status == 0
+    assert f"1. {FIRST}: 5.0.8 -> 5.0.9" in said
+    assert before == pids()
+    assert node(FIRST).file("/opt/cassandra").linked_to == "/opt/apache-cassandra-5.0.8"
+    assert not LOCK.exists()
+
+
+def test_upgrade_under_traffic(traffic: RingTraffic) -> None:
+    """5.0.8 to 5.0.9 node by node; it is the rolling restart of all nodes as well."""
+    before = pids()
+    with under_traffic(traffic, "upgrade_cassandra, 3 nodes"):
+        status, said = play("upgrade_cassandra", cassandra_node_version="5.0.9")
+    assert status == 0
+    assert "changed forward to 5.0.9" in said
+    after = pids()
+    assert all(after[name] not in (0, before[name]) for name in NODES)
+    for name in NODES:
+        assert "ReleaseVersion: 5.0.9" in node(name).check_output("nodetool version")
+        assert "before-5.0.9-from-5.0.8" in node(name).check_output("nodetool listsnapshots")
+    assert not LOCK.exists()
+
+
+def test_upgrade_again_changes_nothing() -> None:
+    """The second beat."""
+    before = pids()
+    status, said = play("upgrade_cassandra", cassandra_node_version="5.0.9")
+    assert status == 0
+    assert "nothing: every node runs the version that is wanted" in said
+    assert nothing_changed(said)
+    assert before == pids()
+
+
+def test_no_way_to_another_series_or_behind_what_is_tested() -> None:
+    """CN-224 and CN-225: refused before anything is touched."""
+    before = pids()
+    status, said = play("upgrade_cassandra", cassandra_node_version="5.1.0")
+    assert status != 0
+    assert "CN-224" in said
+    status, said = play("upgrade_cassandra", cassandra_node_version="5.0.2")
+    assert status != 0
+    assert "CN-225" in said
+    assert before == pids()
+
+
+def test_run_that_leaves_nodes_out_is_refused() -> None:
+    """CN-123: --limit hides how the others see the ring; one that hits no node is an error."""
+    status, said = play("restart_cassandra", "--limit", FIRST)
+    assert status != 0
+    assert "CN-123" in said
+    status, said = play("start_cassandra_after_outage", "--limit", "no-such-host")
+    assert status != 0
+
+
+def test_locked_ring_is_refused() -> None:
+    """CN-219 names who, since when, and how to take the lock over; nothing is touched."""
+    before = pids()
+    theirs = {"owner": "mara", "host": "another-controller", "pid": 1, "started": "1"}
+    theirs |= {"operation": "repair_cassandra", "since": time.time() - 60, "until": time.time() + 3600}
+    LOCK.write_text(json.dumps(theirs))
+    try:
+        status, said = play("restart_cassandra", cassandra_node_version="5.0.9", restart_cassandra_all=True)
+        assert status != 0
+        assert "CN-219" in said
+        assert "locked by mara on another-controller for repair_cassandra" in said
+        assert "cassandra_node_lock_take_over=true" in said
+        assert json.loads(LOCK.read_text())["owner"] == "mara"
+    finally:
+        LOCK.unlink()
+    assert before == pids()
+
+
+def test_gate_names_all_that_stands_against_it(host: Any) -> None:
+    """CN-217, CN-218, CN-222 at once: a keyspace with two copies, a wrong clock, a full disk."""
+    before = pids()
+    for name in NODES:
+        # What the controller asks for the time; the kernel's clock belongs to this whole machine.
+        ahead = 30 if name == THIRD else 0
+        script = f"#!/bin/sh\nexec /bin/date --date='{ahead} seconds' \"$@\"\n"
+        node(name).check_output("printf %s > /usr/local/bin/date && chmod 755 /usr/local/bin/date", script)
+    options = "{'class': 'NetworkTopologyStrategy', 'dc1': 2}"
+    create = f"CREATE KEYSPACE IF NOT EXISTS notes WITH replication = {options}"
+    as_superuser(create)
+    try:
+        status, said = play(
+            "restart_cassandra",
+            cassandra_node_version="5.0.9",
+            restart_cassandra_nodes=[FIRST],
+            cassandra_node_commitlog_free_min_mib=99_999_999,
+        )
+    finally:
+        as_superuser("DROP KEYSPACE IF EXISTS notes")
+        for name in NODES:
+            node(name).check_output("rm /usr/local/bin/date")
+    assert status != 0
+    assert "keyspace notes has 2 copies in dc1" in said
+    assert f"the clock of {THIRD} is at least" in said
+    for identifier in ("CN-217", "CN-218", "CN-222"):
+        assert f"{identifier}: " in said, identifier
+    assert before == pids()
+    assert not LOCK.exists(), "a refused run gives the lock back"
+
+
+def as_superuser(statement: str) -> None:
+    """A statement over CQL, on the first node with Debian's driver."""
+    program = """
+import ssl, sys
+from cassandra.auth import PlainTextAuthProvider
+from cassandra.cluster import Cluster
+address, statement = sys.argv[1:]
+cluster = Cluster([address], auth_provider=PlainTextAuthProvider("fieldring_admin", "molecule-superuser-1"),
+                  ssl_context=ssl.create_default_context(cafile="/etc/fieldring/tls/ca.pem"),
+                  ssl_options={"server_hostname": address}, connect_timeout=30)
+cluster.connect().execute(statement, timeout=60)
+cluster.shutdown()
+"""
+    node(FIRST).check_output("python3 -c %s %s %s", program, ADDRESSES[FIRST], statement)
+
+
+def test_node_that_does_not_drain_is_not_stopped() -> None:
+    """CN-220: what it holds is not on disk yet; it runs on."""
+    before = pids()
+    path = "/usr/local/bin/nodetool"
+    fails = f'#!/bin/sh\n[ "$1" = drain ] && {{ echo stuck >&2; exit 1; }}\nexec {path}.real "$@"\n'
+    node(FIRST).check_output(f"mv {path} {path}.real && printf %s > {path} && chmod 755 {path}", fails)
+    try:
+        status, said = play(
+            "restart_cassandra", cassandra_node_version="5.0.9", restart_cassandra_nodes=[FIRST]
+        )
+    finally:
+        node(FIRST).check_output(f"mv {path}.real {path}")
+    assert status != 0
+    assert f"CN-220: {FIRST} did not drain" in said
+    assert before == pids()
+
+
+def test_node_killed_seconds_ago_shuts_the_gate() -> None:
+    """The others still call it up; the gate knows better, and no other node is touched."""
+    kill(THIRD)
+    before = pids()
+    status, said = play("restart_cassandra", cassandra_node_version="5.0.9", restart_cassandra_nodes=[FIRST])
+    assert status != 0
+    assert f"CN-204: {THIRD}: cassandra.service is not running" in said
+    assert f"port 7000 of {THIRD} (for other nodes) takes no connection from {FIRST}, {SECOND}" in said
+    assert before == pids()
+
+
+def test_restart_starts_what_is_down_and_then_what_is_pending(traffic: RingTraffic) -> None:
+    """The killed node first, then the one whose configuration waits; the third is left alone."""
+    node(SECOND).check_output("sed -i 's/file_cache_size: 32MiB/file_cache_size: 33MiB/' %s", CONF)
+    before = pids()
+    with under_traffic(traffic, "restart_cassandra, 1 down and 1 pending"):
+        status, said = play("restart_cassandra", cassandra_node_version="5.0.9")
+    assert status == 0
+    assert f"1. start {THIRD}: it is down" in said
+    assert f"2. restart {SECOND}: cassandra.yaml: file_cache_size: 32MiB -> file_cache_size: 33MiB" in said
+    after = pids()
+    assert after[THIRD] != 0
+    assert after[SECOND] != before[SECOND]
+    assert after[FIRST] == before[FIRST]
+
+
+def test_restart_again_changes_nothing() -> None:
+    """The second beat."""
+    before = pids()
+    status, said = play("restart_cassandra", cassandra_node_version="5.0.9")
+    assert status == 0
+    assert "nothing: no configuration is pending and every node runs" in said
+    assert nothing_changed(said)
+    assert before == pids()
+
+
+def test_start_after_an_outage(traffic: RingTraffic) -> None:
+    """All daemons die at once under traffic; what was acknowledged up to then is there afterwards."""
+    with under_traffic(traffic, "power cut", planned=False):
+        time.sleep(3)
+        for name in NODES:
+            node(name).check_output("systemctl kill --signal=KILL cassandra")
+        for name in NODES:
+            node(name).check_output("systemctl stop cassandra")
+        status, said = play("start_cassandra_after_outage", "--check", cassandra_node_version="5.0.9")
+        assert status == 0
+        assert "would start: " + ", ".join(NODES) in said
+        assert set(pids().values()) == {0}
+        status, said = play("start_cassandra_after_outage", cassandra_node_version="5.0.9")
+        assert status == 0
+        assert "started: " + ", ".join(NODES) in said
+        assert "The ring is whole." in said
+    assert 0 not in pids().values()
+
+
+def test_start_again_changes_nothing() -> None:
+    """The second beat."""
+    before = pids()
+    status, said = play("start_cassandra_after_outage", cassandra_node_version="5.0.9")
+    assert status == 0
+    assert "nothing, every node runs" in said
+    assert nothing_changed(said)
+    assert before == pids()
+
+
+def test_nothing_acknowledged_is_missing(traffic: RingTraffic) -> None:
+    """Every number of the ledger, at LOCAL_QUORUM, after all of the above."""
+    numbers = traffic.numbers()
+    print(f"\nledger: {len(numbers)} acknowledged")
+    assert len(numbers) > 100
+    assert traffic.missing() == []
+    print((EPHEMERAL / "operations.txt").read_text())
+
+
+def test_wiped_node_with_stolen_tokens_shuts_the_gate() -> None:
+    """Back as UN under a new host ID with another's tokens, no error anywhere: the record knows better.
+
+    Last, for it spoils the ring. First its empty disk is refused by the start after an outage.
+    """
+    record = json.loads((EPHEMERAL / "ring" / "main.json").read_text())
+    node(THIRD).check_output("systemctl stop cassandra && find /var/lib/cassandra -mindepth 1 -delete")
+    status, said = play("start_cassandra_after_outage", cassandra_node_version="5.0.9")
+    assert status != 0
+    assert f"CN-112: the data directory of {THIRD} is empty" in said
+    stolen = ",".join(str(token) for token in record["nodes"][SECOND]["tokens"])
+    node(THIRD).check_output(
+        f"sed -i -e 's/seeds: .*/seeds: {ADDRESSES[THIRD]}/' {CONF} && "
+        f"printf 'initial_token: \"{stolen}\"\\nauto_bootstrap: false\\n' >> {CONF} && "
+        "systemctl start cassandra"
+    )
+    deadline = time.monotonic() + 300
+    while node(FIRST).run("nodetool status").stdout.count("UN ") < 2 or not took_over():
+        assert time.monotonic() < deadline, node(FIRST).run("nodetool ring").stdout
+        time.sleep(2)
+    before = pids()
+    status, said = play("restart_cassandra", cassandra_node_version="5.0.9", restart_cassandra_nodes=[FIRST])
+    assert status != 0
+    assert f"{THIRD} has the host ID" in said
+    assert (
+        f"{SECOND} holds 0 tokens that are not the 4 on record; {THIRD} has taken some of them over" in said
+    )
+    assert before == pids()
+
+
+def took_over() -> bool:
+    """Whether the first node calls the third the owner of tokens again."""
+    owners = re.findall(r"^(172\S+)", node(FIRST).run("nodetool ring").stdout, re.MULTILINE)
+    return ADDRESSES[THIRD] in owners and ADDRESSES[SECOND] not in owners

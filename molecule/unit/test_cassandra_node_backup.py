@@ -1,0 +1,217 @@
+"""What is judged of backups without a host: which stay, whether one fits, what a restore would do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/cassandra_node/module_utils"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/cassandra_node/files/repair"))
+import cassandra_node_backup as backup  # type: ignore[import-not-found]
+import cassandra_repair as repair  # type: ignore[import-not-found]
+
+NAME = "20261101T010000Z"
+NODES = {
+    "ring1": {"host_id": "a", "tokens": [1, 2], "schema_version": "x"},
+    "ring2": {"host_id": "b", "tokens": [3, 4], "schema_version": "x"},
+}
+COLUMNS = {"fieldring.points": {"sensor": ["text", "partition_key"], "value": ["double", "regular"]}}
+MANIFEST = {"version": 1, "backup": NAME, "nodes": NODES, "columns": COLUMNS, "schema": {}}
+
+
+def verdict(**changes: Any) -> dict[str, Any]:
+    """Of a restore of everything into the ring that the backup was taken of."""
+    question = {
+        "backups": {NAME: MANIFEST},
+        "name": NAME,
+        "ring": "main",
+        "from_ring": "main",
+        "wanted": [],
+        "nodes": NODES,
+        "columns": COLUMNS,
+        "keyspaces": ["fieldring"],
+        "confirm": NAME,
+    }
+    return dict(backup.restore_verdict({**question, **changes}))
+
+
+def test_restore_into_the_same_ring() -> None:
+    """Each node brings its own files back."""
+    found = verdict()
+    assert {} == found["refusals"]
+    assert {"ring1": ["ring1"], "ring2": ["ring2"]} == found["sources"]
+    assert found["in_place"]
+
+
+MOVED = {**NODES, "ring2": {"host_id": "b", "tokens": [3, 5]}}
+REPLACED = {**NODES, "ring2": {"host_id": "z", "tokens": [3, 4]}}
+GROWN = {**NODES, "ring3": {"host_id": "c", "tokens": [6]}}
+
+
+@pytest.mark.parametrize(
+    ("identifier", "changes", "says"),
+    [
+        ("CN-142", {"name": "20200101T000000Z"}, NAME),
+        ("CN-142", {"name": "latest", "backups": {}}, "There are: none"),
+        ("CN-143", {"wanted": ["fieldring.nothing"]}, "fieldring.points"),
+        ("CN-145", {"nodes": MOVED}, "ring2 holds other tokens"),
+        ("CN-145", {"nodes": REPLACED}, "ring2 was host ID b and is z"),
+        ("CN-145", {"nodes": GROWN}, "ring3 is new"),
+        ("CN-145", {"nodes": {"ring1": NODES["ring1"]}}, "ring2 is gone"),
+        ("CN-147", {"confirm": ""}, f"restore_cassandra_confirm={NAME}"),
+        (
+            "CN-149",
+            {"columns": {"fieldring.points": {"value": ["text", "regular"]}}},
+            "value was double regular",
+        ),
+        ("CN-150", {"keyspaces": []}, "fieldring"),
+    ],
+)
+def test_restore_is_refused(identifier: str, changes: dict[str, Any], says: str) -> None:
+    """Each with its ID and what was found."""
+    found = verdict(**changes)["refusals"]
+    assert [identifier] == list(found)
+    assert says in found[identifier]
+
+
+def test_restore_after_a_change_of_the_ring_is_streamed() -> None:
+    """Said so, a backup of two nodes goes into three: each of its nodes' files are read by one."""
+    found = verdict(nodes=GROWN, stream=True)
+    assert {} == found["refusals"]
+    assert not found["in_place"]
+    assert {"ring1": ["ring1"], "ring2": ["ring2"], "ring3": []} == found["sources"]
+
+
+def test_restore_into_another_ring_knows_what_is_missing() -> None:
+    """A ring of one reads all nodes' files, and makes the table."""
+    found = verdict(ring="other", nodes={"lone": {"host_id": "q", "tokens": [9]}}, columns={})
+    assert {"lone": ["ring1", "ring2"]} == found["sources"]
+    assert ["fieldring.points"] == found["missing"]
+
+
+def test_latest_is_the_newest_whole_backup() -> None:
+    """A manifest of another format is none."""
+    manifests = [MANIFEST, {**MANIFEST, "backup": "20261102T010000Z", "version": 2}]
+    assert [NAME] == list(backup.whole_backups(manifests))
+
+
+def test_part_of_a_ring_is_no_backup() -> None:
+    """CN-151: a node is missing, or the schema changed while it ran."""
+    assert "" == backup.incomplete(MANIFEST, ["ring1", "ring2"])
+    assert "CN-151: ring3 wrote no files" in backup.incomplete(MANIFEST, ["ring1", "ring2", "ring3"])
+    changed = {"nodes": {**NODES, "ring2": {**NODES["ring2"], "schema_version": "y"}}}
+    assert "2 versions" in backup.incomplete(changed, ["ring1", "ring2"])
+
+
+def test_room_is_asked_for_before_anything_is_fetched() -> None:
+    """CN-146, with a tenth to spare."""
+    assert "" == backup.no_room(100 << 20, 110 << 20, what="ring1", where="/var")
+    assert "CN-146" in backup.no_room(100 << 20, 109 << 20, what="ring1", where="/var")
+
+
+def test_kept_backups_thin_out_with_age() -> None:
+    """The last ones, then one a day, then one a week: the newest of each."""
+    names = [f"202611{day:02}T{hour:02}0000Z" for day in range(1, 29) for hour in (1, 13)]
+    found = sorted(backup.kept(names, last=2, daily=3, weekly=2))
+    assert [
+        "20261122T130000Z",
+        "20261126T130000Z",
+        "20261127T130000Z",
+        "20261128T010000Z",
+        "20261128T130000Z",
+    ] == found
+
+
+FILES = {"a": {"size": 1, "sha256": "x"}, "b": {"size": 2, "sha256": "y"}}
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ({"a": FILES["a"]}, ["b is missing"]),
+        ({**FILES, "c": FILES["a"]}, ["c is in no manifest"]),
+        ({**FILES, "b": {"size": 2, "sha256": "z"}}, ["b has another checksum"]),
+        ({**FILES, "b": {"size": 1, "sha256": "z"}}, ["b has another size"]),
+        (FILES, []),
+    ],
+)
+def test_files_are_compared_with_the_manifest(found: dict[str, Any], says: list[str]) -> None:
+    """Whatever differs is named."""
+    assert says == backup.damaged(FILES, found)
+
+
+def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
+    """An SSTable is told by inode, size and time; a changed one is read."""
+    (tmp_path / "one").write_text("1")
+    known: dict[str, Any] = {}
+    first = backup.files_below(tmp_path, known)
+    known["one"][2] = "from before"
+    assert "from before" == backup.files_below(tmp_path, known)["one"]["sha256"]
+    (tmp_path / "two").write_text("1")
+    (tmp_path / "two").rename(tmp_path / "one")
+    assert first == backup.files_below(tmp_path, known)
+
+
+def test_schema_of_a_snapshot_loses_its_id() -> None:
+    """A table that is made again gets an ID of its own."""
+    own = "ID = 10f59790-e91d-11f1-9219-f1f33716e438 AND"
+    statement = f"CREATE TABLE a.b (c int PRIMARY KEY) WITH {own} gc_grace_seconds = 5"
+    assert "CREATE TABLE a.b (c int PRIMARY KEY) WITH gc_grace_seconds = 5" == " ".join(
+        backup.without_id(statement).split()
+    )
+
+
+SCRIPT = """#!/bin/sh
+exec /usr/bin/java -XX:+UseSerialGC -Xmx128M \\
+  --add-exports java.base/x=ALL-UNNAMED \\
+  -cp "/opt/c/conf:/opt/c/lib/*" \\
+  org.apache.cassandra.tools.NodeTool -p 7199 "$@"
+"""
+
+
+def test_loader_runs_as_nodetool_does_and_hides_the_password() -> None:
+    """Java reads everything from a file, so that the list of processes shows its name only."""
+    text = backup.loader_arguments(
+        SCRIPT, folder="/x/ks/t", address="192.0.2.1", conf="/etc/c.yaml", user="u", password='p"w\\'
+    )
+    words = [line[1:-1] for line in text.splitlines()]
+    assert "-Xmx128M" not in words
+    assert words.index(backup.LOADER) > words.index("/opt/c/conf:/opt/c/lib/*")
+    assert 'p\\"w\\\\' in words
+    assert "-p" not in words
+    assert "/usr/bin/java" == backup.java_of(SCRIPT)
+
+
+STATE = {"success": {"fieldring": 1000}, "since": {"fieldring": 10, "system_auth": 500}}
+
+
+def test_repair_leaves_out_what_was_repaired_since() -> None:
+    """An interrupted run goes on with the keyspaces that it had not reached."""
+    assert ["system_auth"] == repair.due(STATE, ["fieldring", "system_auth"], now=1100, older_than=200)
+    assert ["fieldring", "system_auth"] == repair.due(
+        STATE, ["fieldring", "system_auth"], now=1100, older_than=0
+    )
+
+
+def test_repair_waits_while_a_replica_is_away() -> None:
+    """A node that is down, joining or leaving, or a mode other than NORMAL."""
+    bean = dict.fromkeys(("UnreachableNodes", "JoiningNodes", "LeavingNodes", "MovingNodes"), "[]")
+    assert [] == repair.hindrances({**bean, "OperationMode": "NORMAL"})
+    found = repair.hindrances({**bean, "OperationMode": "JOINING", "UnreachableNodes": "[192.0.2.1]"})
+    assert ["the node's mode is JOINING", "192.0.2.1 down"] == found
+
+
+def test_repair_metric_counts_from_the_schedule_until_the_first_success(tmp_path: Path) -> None:
+    """And a keyspace that was dropped is forgotten."""
+    text = repair.exported(STATE)
+    assert 'fieldring_repair_last_success_seconds{keyspace="fieldring"} 1000\n' in text
+    assert 'fieldring_repair_last_success_seconds{keyspace="system_auth"} 500\n' in text
+    (tmp_path / "state.json").write_text(json.dumps(STATE))
+    keeper = repair.Keeper(tmp_path, tmp_path)
+    keeper.know(["fieldring"], 2000)
+    keeper.save()
+    assert "system_auth" not in (tmp_path / "fieldring_repair.prom").read_text()

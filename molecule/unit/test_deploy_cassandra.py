@@ -1,0 +1,49 @@
+"""The ring playbook's own refusal; it is heard before any host is touched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TWO_RINGS = """
+all:
+  children:
+    cassandra:
+      hosts:
+        a: {cassandra_node_ring: one}
+        b: {cassandra_node_ring: two}
+"""
+
+
+def test_two_rings_in_one_inventory_are_refused(tmp_path: Path) -> None:
+    """CN-121: every ring playbook works on exactly one."""
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(TWO_RINGS)
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(inventory), str(ROOT / "playbooks/deploy_cassandra.yml")],
+        env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROOT / "roles")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "CN-121" in done.stdout + done.stderr
+
+
+def test_a_clone_without_migrations_is_refused(tmp_path: Path) -> None:
+    """CN-122: a ring without the service's tables would take nothing, and everything would stay spooled."""
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("all: {children: {cassandra: {hosts: {a: {}}}}}")
+    playbook = str(ROOT / "playbooks/deploy_cassandra.yml")
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(inventory), playbook, "-e", '{"cassandra_node_schema": []}'],
+        env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROOT / "roles")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "CN-122" in done.stdout + done.stderr

@@ -1,0 +1,410 @@
+#!/usr/bin/python
+"""Entry only; the logic is in module_utils/cassandra_node_backup.py."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cassandra_node_backup
+short_description: Backs one node of a ring up into its own restic repository, and brings files back
+description:
+  - I(action=list) returns the whole backups of the ring, and the node's view; it changes nothing.
+  - I(action=create) takes a snapshot, writes it to the repository and reads it back.
+  - I(action=commit) writes the ring manifest, which makes the backup a whole one.
+  - I(action=forget) takes away all backups but the named ones.
+  - I(action=plan) judges a restore; it changes nothing.
+  - I(action=fetch) brings files of one or more nodes back and compares every checksum.
+  - I(action=import) lets the running node take the fetched files over.
+  - I(action=stream) sends the fetched rows to the nodes that own them in this ring.
+  - I(action=clear) takes away what an interrupted run has left.
+options:
+  action:
+    description: What to do
+    type: str
+    choices: [list, create, commit, forget, plan, fetch, import, stream, clear]
+    required: true
+  repository: {description: The common repository, type: str, required: true}
+  password: {description: Key of the repository, type: str, required: true}
+  environment: {description: Credentials for the storage, type: dict, default: {}}
+  ssh_key: {description: Private key for an SSH target, type: str, default: ''}
+  ssh_known_hosts: {description: Its host key, type: str, default: ''}
+  ring: {description: Name of the ring that is backed up, type: str, required: true}
+  node: {description: Name of this node, type: str, required: true}
+  nodes: {description: Names of the nodes whose repositories are read, type: list, elements: str, default: []}
+  name: {description: Name of the backup, type: str, default: ''}
+  keyspaces: {description: Keyspaces; all but the system's when empty, type: list, elements: str, default: []}
+  tables: {description: Tables to bring back, type: list, elements: str, default: []}
+  manifest: {description: The ring manifest, type: dict, default: {}}
+  keep: {description: 'How many backups stay: {last, daily, weekly}', type: dict, default: {}}
+  question: {description: What action=plan judges, type: dict, default: {}}
+  read_percent: {description: Share of the repository that is read back, type: int, default: 100}
+  limit_kib: {description: Upload limit in KiB/s, type: int, default: 0}
+  data_directory: {description: Where Cassandra keeps its data, type: path, required: true}
+  nodetool: {description: Path of nodetool, type: path, required: true}
+  address: {description: The node's address for the bulk loader, type: str, default: ''}
+  conf_file: {description: Path of cassandra.yaml, type: path, default: ''}
+  superuser: {description: The ring's superuser, type: str, default: ''}
+  superuser_password: {description: Its password, type: str, default: ''}
+author: Fieldring
+"""
+RETURN = r"""
+backups: {description: Whole backups by name, returned: list, type: dict}
+view: {description: The node's view of its ring, returned: list, type: dict}
+verdict: {description: What a restore would do, or its refusals by ID, returned: plan, type: dict}
+node_manifest: {description: What the ring manifest says of this node, returned: create, type: dict}
+summary: {description: Figures for the report, returned: always, type: dict}
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.cassandra_node_backup import (
+    SNAPSHOT,
+    VERSION,
+    BackupError,
+    Repository,
+    clear,
+    damaged,
+    files_below,
+    incomplete,
+    is_backed_up,
+    java_of,
+    kept,
+    link_snapshots,
+    loader_arguments,
+    location,
+    no_room,
+    nodetool,
+    restore_verdict,
+    sha256,
+    whole_backups,
+)
+from ansible.module_utils.cassandra_node_view import ViewError, ask, parse_list
+
+
+class Node:
+    """One call of the module."""
+
+    def __init__(self, params, options):
+        self.params = params
+        self.options = options
+        self.data = Path(params["data_directory"])
+        # Beside the data, on the same disk: hard links, and files that are moved rather than copied.
+        self.staging = self.data / "backup"
+        self.fetched = self.data / "restore"
+        self.known_file = self.data / "backup_known.json"
+
+    def repository(self, node=None):
+        return Repository(
+            location(self.params["repository"], self.params["ring"], node or self.params["node"]),
+            password=self.params["password"],
+            environment={key: str(value) for key, value in self.params["environment"].items()},
+            options=self.options,
+        )
+
+    def list(self):
+        manifests = []
+        for node in self.params["nodes"]:
+            repository = self.repository(node)
+            if repository.exists():
+                manifests += repository.ring_manifests()
+        return {"backups": whole_backups(manifests), "view": ask(self.params["nodetool"]), "changed": False}
+
+    def create(self):
+        view = ask(self.params["nodetool"])
+        clear(self.params["nodetool"], self.staging)
+        repository = self.repository()
+        repository.create()
+        repository.run("unlock")
+        keyspaces = [
+            folder.name
+            for folder in sorted((self.data / "data").iterdir())
+            if folder.is_dir() and is_backed_up(folder.name, self.params["keyspaces"])
+        ]
+        try:
+            known = json.loads(self.known_file.read_text()) if self.known_file.is_file() else {}
+            live = [k for k in keyspaces if k in self.live_keyspaces()]
+            if not live:
+                raise BackupError(
+                    f"there is no keyspace to back up (asked for: {self.params['keyspaces'] or 'all'})"
+                )
+            nodetool(self.params["nodetool"], "snapshot", "-t", SNAPSHOT, "--", *live)
+            self.staging.mkdir(mode=0o700)
+            tables = link_snapshots(self.data / "data", self.staging)
+            files = files_below(self.staging / "files", known)
+            manifest = {
+                "version": VERSION,
+                "ring": self.params["ring"],
+                "backup": self.params["name"],
+                "node": self.params["node"],
+                "host_id": view["host_id"],
+                "tokens": view["tokens"],
+                "cluster_name": view["cluster_name"],
+                "cassandra": view["version"],
+                "schema_version": view["schema_version"],
+                "tables": tables,
+                "files": files,
+            }
+            path = self.staging / "manifest.json"
+            path.write_text(json.dumps(manifest, sort_keys=True))
+            digest = sha256(path)
+            schema = {
+                table: (self.staging / "files" / table.replace(".", "/") / "schema.cql").read_text()
+                for table in tables
+            }
+            saved = repository.save_folder(
+                self.staging,
+                node=self.params["node"],
+                name=self.params["name"],
+                limit_kib=self.params["limit_kib"],
+            )
+            # Read back: what the storage holds, and that the manifest in it is this one.
+            repository.check(self.params["read_percent"])
+            stored = json.loads(repository.run("dump", saved["snapshot_id"], str(path)))
+            if stored != manifest:
+                raise BackupError(
+                    f"the manifest read back from {repository.url} is another than the one written"
+                )
+            fresh = {name: known[name] for name in files}
+            self.known_file.write_text(json.dumps(fresh))
+            self.known_file.chmod(0o600)
+        finally:
+            clear(self.params["nodetool"], self.staging)
+        return {
+            "changed": True,
+            "node_manifest": {
+                **{
+                    key: manifest[key]
+                    for key in ("host_id", "tokens", "cassandra", "schema_version", "tables")
+                },
+                "snapshot": saved["snapshot_id"],
+                "manifest_sha256": digest,
+                "bytes": sum(file["size"] for file in files.values()),
+            },
+            "schema": schema,
+            "summary": {
+                "files": len(files),
+                "bytes": sum(file["size"] for file in files.values()),
+                "bytes_added": saved["data_added"],
+            },
+        }
+
+    def live_keyspaces(self):
+        bean = json.loads(
+            nodetool(
+                self.params["nodetool"], "sjk", "mxdump", "-q", "org.apache.cassandra.db:type=StorageService"
+            )
+        )["beans"][0]
+        return parse_list(bean["Keyspaces"])
+
+    def commit(self):
+        if said := incomplete(self.params["manifest"], self.params["nodes"]):
+            raise BackupError(said)
+        repository = self.repository()
+        if repository.ring_manifest(self.params["name"]) == self.params["manifest"]:
+            return {"changed": False}
+        repository.save_ring_manifest(self.params["manifest"], node=self.params["node"])
+        return {"changed": True}
+
+    def forget(self):
+        repository = self.repository()
+        keep = {key: int(value) for key, value in self.params["keep"].items()}
+        names = kept(whole_backups(repository.ring_manifests()), **keep)
+        gone = repository.forget_all_but(names)
+        return {"changed": bool(gone), "summary": {"forgotten": gone, "kept": sorted(names)}}
+
+    def plan(self):
+        return {"changed": False, "verdict": restore_verdict(self.params["question"])}
+
+    def fetch(self):
+        """Into restore/<node>/<keyspace>/<table>/, as Cassandra's tools tell the table by its folder.
+
+        What is not whole there is not there at all.
+        """
+        shutil.rmtree(self.fetched, ignore_errors=True)
+        nodes = {node: self.params["manifest"]["nodes"][node] for node in self.params["nodes"]}
+        needed = sum(entry["bytes"] for entry in nodes.values())
+        said = no_room(needed, shutil.disk_usage(self.data).free, what=", ".join(nodes), where=str(self.data))
+        if said:
+            raise BackupError(said)
+        count = 0
+        for node, entry in nodes.items():
+            repository = self.repository(node)
+            text = repository.run("dump", entry["snapshot"], str(self.staging / "manifest.json"))
+            manifest = json.loads(text)
+            work = self.fetched / "work"
+            work.mkdir(parents=True, mode=0o700)
+            (work / "manifest.json").write_text(text)
+            if sha256(work / "manifest.json") != entry["manifest_sha256"]:
+                raise BackupError(
+                    f"CN-144: the manifest of {node} in {repository.url} is not the one that the ring's "
+                    "manifest names. Nothing was changed. Take another backup."
+                )
+            folders = [
+                table.replace(".", "/") for table in self.params["tables"] if table in manifest["tables"]
+            ]
+            wanted = {
+                path: file
+                for path, file in manifest["files"].items()
+                if any(path.startswith(f"{folder}/") for folder in folders)
+            }
+            base = self.staging / "files"
+            if folders:
+                try:
+                    repository.restore(
+                        entry["snapshot"], work, includes=[str(base / folder) for folder in folders]
+                    )
+                except BackupError as error:
+                    raise BackupError(
+                        f"CN-144: the backup of {node} cannot be read ({error}). Nothing was changed. Take "
+                        "another backup."
+                    ) from error
+            restored = work / str(base).lstrip("/")
+            faults = damaged(wanted, files_below(restored) if restored.is_dir() else {})
+            if faults:
+                raise BackupError(
+                    f"CN-144: of the files of {node} in {repository.url}: {'; '.join(faults[:5])}. Nothing "
+                    "was changed. Take another backup."
+                )
+            count += len(wanted)
+            for folder in folders:
+                target = self.fetched / node / folder
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (restored / folder).rename(target)
+            shutil.rmtree(work)
+        owner = self.data.stat()
+        for path in (self.fetched, *self.fetched.rglob("*")):
+            os.chown(path, owner.st_uid, owner.st_gid)
+        return {"changed": True, "summary": {"files": count, "bytes": needed}}
+
+    def folders(self):
+        """(keyspace, table, folder) of what was fetched and holds rows."""
+        for table in self.params["tables"]:
+            keyspace, name = table.split(".")
+            for folder in sorted(self.fetched.glob(f"*/{keyspace}/{name}")):
+                if any(path.name.endswith("-Data.db") for path in folder.iterdir()):
+                    yield keyspace, name, folder
+
+    def import_(self):
+        """The node checks each SSTable and renames it into its place; a folder that is empty then is done."""
+        done = []
+        for keyspace, name, folder in self.folders():
+            # Not by copying: the files are on the node's own disk.
+            nodetool(self.params["nodetool"], "import", keyspace, name, str(folder))
+            left = [path.name for path in folder.iterdir() if path.name.endswith("-Data.db")]
+            if left:
+                raise BackupError(
+                    f"nodetool import left {', '.join(left[:3])} of {folder} behind: see system.log"
+                )
+            done.append(f"{keyspace}.{name}")
+        shutil.rmtree(self.fetched, ignore_errors=True)
+        return {"changed": bool(done), "summary": {"tables": sorted(set(done))}}
+
+    def stream(self):
+        """Every row to the nodes that own it in this ring, which may be of any size."""
+        script = Path(self.params["nodetool"]).read_text()
+        done = []
+        for keyspace, name, folder in self.folders():
+            arguments = self.fetched / "loader.args"
+            arguments.touch(mode=0o600)
+            arguments.write_text(
+                loader_arguments(
+                    script,
+                    folder=str(folder),
+                    address=self.params["address"],
+                    conf=self.params["conf_file"],
+                    user=self.params["superuser"],
+                    password=self.params["superuser_password"],
+                )
+            )
+            ran = subprocess.run(
+                [java_of(script), f"@{arguments}"], capture_output=True, text=True, check=False
+            )
+            arguments.unlink()
+            if ran.returncode:
+                said = (ran.stdout + ran.stderr).replace(self.params["superuser_password"], "***").strip()
+                raise BackupError(f"sstableloader of {folder}: {said[-600:]}")
+            done.append(f"{keyspace}.{name}")
+        shutil.rmtree(self.fetched, ignore_errors=True)
+        return {"changed": bool(done), "summary": {"tables": sorted(set(done))}}
+
+    def clear(self):
+        present = self.staging.exists() or self.fetched.exists()
+        clear(self.params["nodetool"], self.staging, self.fetched)
+        return {"changed": present}
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "action": {
+                "type": "str",
+                "required": True,
+                "choices": [
+                    "list",
+                    "create",
+                    "commit",
+                    "forget",
+                    "plan",
+                    "fetch",
+                    "import",
+                    "stream",
+                    "clear",
+                ],
+            },
+            "repository": {"type": "str", "required": True},
+            "password": {"type": "str", "required": True, "no_log": True},
+            "environment": {"type": "dict", "default": {}, "no_log": True},
+            "ssh_key": {"type": "str", "default": "", "no_log": True},
+            "ssh_known_hosts": {"type": "str", "default": ""},
+            "ring": {"type": "str", "required": True},
+            "node": {"type": "str", "required": True},
+            "nodes": {"type": "list", "elements": "str", "default": []},
+            "name": {"type": "str", "default": ""},
+            "keyspaces": {"type": "list", "elements": "str", "default": []},
+            "tables": {"type": "list", "elements": "str", "default": []},
+            "manifest": {"type": "dict", "default": {}},
+            "keep": {"type": "dict", "default": {}},
+            "question": {"type": "dict", "default": {}},
+            "read_percent": {"type": "int", "default": 100},
+            "limit_kib": {"type": "int", "default": 0},
+            "data_directory": {"type": "path", "required": True},
+            "nodetool": {"type": "path", "required": True},
+            "address": {"type": "str", "default": ""},
+            "conf_file": {"type": "path", "default": ""},
+            "superuser": {"type": "str", "default": ""},
+            "superuser_password": {"type": "str", "default": "", "no_log": True},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    if module.check_mode and params["action"] not in ("list", "plan"):
+        module.exit_json(changed=True, summary={}, skipped=True)
+    with tempfile.TemporaryDirectory(prefix="fieldring-backup-") as secrets:
+        options = []
+        if params["repository"].startswith("sftp:"):
+            key, hosts = Path(secrets, "key"), Path(secrets, "known_hosts")
+            for path, text in ((key, params["ssh_key"]), (hosts, params["ssh_known_hosts"])):
+                path.touch(mode=0o600)
+                path.write_text(text.rstrip("\n") + "\n")
+            target = params["repository"].removeprefix("sftp:").split(":")[0]
+            options = [
+                "-o",
+                f"sftp.command=ssh -i {key} -o UserKnownHostsFile={hosts} -o StrictHostKeyChecking=yes "
+                f"-o BatchMode=yes -o ServerAliveInterval=30 {target} -s sftp",
+            ]
+        node = Node(params, options)
+        action = {"import": "import_"}.get(params["action"], params["action"])
+        try:
+            result = getattr(node, action)()
+        except (BackupError, ViewError, OSError) as error:
+            module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

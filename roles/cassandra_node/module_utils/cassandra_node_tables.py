@@ -1,0 +1,58 @@
+"""Tables over CQL, for restoring: what they are, making what is missing, emptying what is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ansible.module_utils.cassandra_node_backup import without_id
+from ansible.module_utils.cassandra_node_cql import identifier, split_statements
+
+
+class Tables:
+    """`execute(statement, parameters)` gives rows; `changes` lists what was, or would be, done."""
+
+    def __init__(self, execute: Callable[..., Any], check_mode: bool) -> None:
+        self.execute = execute
+        self.check_mode = check_mode
+        self.changes: list[str] = []
+
+    def columns(self) -> dict[str, dict[str, list[str]]]:
+        """{keyspace.table: {column: [type, kind]}} of every keyspace but the system's."""
+        found: dict[str, dict[str, list[str]]] = {}
+        rows = self.execute(
+            "SELECT keyspace_name, table_name, column_name, type, kind FROM system_schema.columns", None
+        )
+        for row in rows:
+            if not row.keyspace_name.startswith("system"):
+                table = found.setdefault(f"{row.keyspace_name}.{row.table_name}", {})
+                table[row.column_name] = [row.type, row.kind]
+        return found
+
+    def keyspaces(self) -> list[str]:
+        return [
+            row.keyspace_name
+            for row in self.execute("SELECT keyspace_name FROM system_schema.keyspaces", None)
+        ]
+
+    def not_empty(self, tables: Iterable[str]) -> list[str]:
+        return [
+            table for table in tables if list(self.execute(f"SELECT * FROM {quoted(table)} LIMIT 1", None))
+        ]
+
+    def create(self, schema: dict[str, str], present: Iterable[str]) -> None:
+        for table in sorted(set(schema) - set(present)):
+            self.changes.append(f"table {table} made")
+            if not self.check_mode:
+                for statement in split_statements(schema[table]):
+                    self.execute(without_id(statement), None)
+
+    def truncate(self, tables: Iterable[str]) -> None:
+        for table in tables:
+            self.changes.append(f"table {table} emptied (a snapshot of it was kept)")
+            if not self.check_mode:
+                self.execute(f"TRUNCATE {quoted(table)}", None)
+
+
+def quoted(table: str) -> str:
+    return ".".join(identifier(part) for part in table.split("."))
