@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.5
 _READ_BYTES = 2 << 20
+_PROBE_BYTES = 1 << 16
 _IDLE_S = 1.0
 _SINGLY_AFTER = 5
 
@@ -96,7 +97,7 @@ class Drain:
             StoreUnavailable: the sink cannot take more; what is left stays in the queue.
         """
         moved = 0
-        while count := self._step():
+        while count := self._step(self._read_bytes):
             moved += count
             if progress is not None:
                 progress(self._queue.pending_records)
@@ -107,7 +108,11 @@ class Drain:
         failures = 0
         while not self._stopping.is_set():
             try:
-                moved = self._step(singly=failures >= _SINGLY_AFTER)
+                # Whether the store is back is asked with a few records: all others are read in vain if not.
+                moved = self._step(
+                    min(self._read_bytes, _PROBE_BYTES) if failures else self._read_bytes,
+                    singly=failures >= _SINGLY_AFTER,
+                )
             except Exception as error:  # noqa: BLE001 - a thread that died would fill the spool in silence
                 failures += 1
                 self._lanes.fall_back()
@@ -133,9 +138,9 @@ class Drain:
                 return
             self._lanes.wait(_IDLE_S)
 
-    def _step(self, *, singly: bool = False) -> int:
+    def _step(self, read_bytes: int, *, singly: bool = False) -> int:
         """Move one read's worth of records. Returns their number, 0 when the queue is empty."""
-        portion = self._lanes.read(self._read_bytes)
+        portion = self._lanes.read(read_bytes)
         records = portion.records
         if not records:
             return 0

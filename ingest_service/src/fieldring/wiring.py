@@ -337,13 +337,15 @@ def server_config(app: Any, settings: Settings) -> uvicorn.Config:
     """How every ASGI application of ours is served."""
     import uvicorn
 
+    from fieldring.web.whole_writes import WholeWriteProtocol
+
     # Queries may carry tokens. Its own switch only takes the handlers away that it finds now.
     logging.getLogger("uvicorn.access").disabled = True
     return uvicorn.Config(
         app,
         host=settings.listen_host,
         port=settings.listen_port,
-        http="httptools",
+        http=WholeWriteProtocol if hasattr(app, "write_whole") else "httptools",
         loop="uvloop",
         ws="none",
         lifespan="off",

@@ -95,18 +95,24 @@ class Places:
     def taken(self) -> int:
         return self._taken
 
-    def __enter__(self) -> None:
+    def take(self) -> None:
         """Raises BudgetExceeded: every place is taken."""
         with self._lock:
             if self._taken >= self.total:
                 raise BudgetExceeded(f"{self._full}: retry shortly")
             self._taken += 1
 
+    def give_back(self) -> None:
+        with self._lock:
+            self._taken -= 1
+
+    def __enter__(self) -> None:
+        self.take()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock:
-            self._taken -= 1
+        self.give_back()
 
 
 def unpack(body: bytes, *, encoding: str, max_bytes: int, reservation: Reservation) -> bytes:

@@ -28,6 +28,7 @@ from fieldring.http.tokens import TokenBook
 __all__ = [
     "JSON",
     "Answer",
+    "Answered",
     "Check",
     "GoneError",
     "Metrics",
@@ -78,6 +79,7 @@ class Request:
 
 
 Handler = Callable[[Request], Awaitable[Answer]]
+Answered = Callable[[Answer], None]
 
 
 class GoneError(Exception):
@@ -161,14 +163,9 @@ class Probes:
         except GoneError:
             self.metrics.requests.labels(route, "499").inc()
             return
-        except FieldringError as error:
-            answer = error_to_answer(error)
         except Exception as error:  # noqa: BLE001 - the last line of defence: answered, logged, counted
-            _log.exception("request failed: %s %s", scope["method"], path)
-            answer = error_to_answer(error)
-        if answer.status >= 400:
-            _log.info("refused: %s %s %d", scope["method"], route, answer.status)
-        elapsed = time.perf_counter() - started
+            answer = self.failure(scope["method"], path, error)
+        self.note_answer(scope["method"], route, answer.status, time.perf_counter() - started)
         await send_answer(
             scope,
             receive,
@@ -178,7 +175,19 @@ class Probes:
             body=answer.body,
             body_read=request is not None and request.body_read,
         )
-        self.metrics.answered(route, answer.status, elapsed)
+
+    @staticmethod
+    def failure(method: str, path: str, error: Exception) -> Answer:
+        """How a request that failed is answered; a defect of ours is logged whole, and told to nobody."""
+        if not isinstance(error, FieldringError):
+            _log.error("request failed: %s %s", method, path, exc_info=error)
+        return error_to_answer(error)
+
+    def note_answer(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Log a refusal, and count the answer."""
+        if status >= 400:
+            _log.info("refused: %s %s %d", method, route, status)
+        self.metrics.answered(route, status, seconds)
 
     async def _dispatch(self, request: Request) -> Answer:
         handlers = self.routes.get(request.path)

@@ -1,0 +1,217 @@
+"""A write that comes with one read takes a shorter way inside, and must not be answered otherwise."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from receiving import Service, wait_until
+
+T = 1_700_000_000_000
+LINE = b"no2,sensor=%s value=1 %d"
+
+
+def request(
+    body: bytes,
+    *,
+    path: bytes = b"/write?precision=ms",
+    method: bytes = b"POST",
+    version: bytes = b"1.1",
+    **headers: bytes,
+) -> bytes:
+    fields = {b"Host": b"x", b"Authorization": b"Token writer", b"Content-Length": b"%d" % len(body)}
+    fields |= {name.replace("_", "-").encode(): value for name, value in headers.items()}
+    head = b"".join(name + b": " + value + b"\r\n" for name, value in fields.items() if value)
+    return method + b" " + path + b" HTTP/" + version + b"\r\n" + head + b"\r\n" + body
+
+
+@contextmanager
+def connected(service: Service) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield client
+
+
+def read_answer(client: socket.socket) -> tuple[int, dict[bytes, bytes], bytes]:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = client.recv(4096)
+        assert piece, "the connection ended before an answer"
+        data += piece
+    head, _, body = data.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(b": ") for line in lines)}
+    while len(body) < int(headers.get(b"content-length", b"0")):
+        body += client.recv(4096)
+    return int(status.split()[1]), headers, body
+
+
+@pytest.fixture
+def taken(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of the writes that took the short way."""
+    paths: list[str] = []
+    usual = service.receive.write_whole
+
+    def noted(path: str, *rest: object) -> None:
+        paths.append(path)
+        usual(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(service.receive, "write_whole", noted)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (request(LINE % (b"a", T)), 204),
+        (request(LINE % (b"a", T), path=b"/api/v2/write?precision=ms&bucket=b"), 204),
+        (request(b""), 204),
+        (request(b"no2,sensor=a value=1 %d\njunk" % T), 400),
+        (request(b"junk"), 400),
+        (request(LINE % (b"a", 1)), 400),
+        (request(b"x", path=b"/write?precision=fortnight"), 400),
+        (request(LINE % (b"a", T), Authorization=b"Token wrong"), 401),
+        (request(LINE % (b"a", T), Authorization=b""), 401),
+        (request(LINE % (b"a", T), path=b"/write?precision=ms&u=x&p=writer", Authorization=b""), 204),
+        (request(LINE % (b"a", T), Authorization=b"Token reader"), 403),
+        (request(LINE % (b"south", T), Authorization=b"Token limited"), 403),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("up", [True, False])
+def test_answered_as_one_that_comes_in_pieces(
+    service: Service, taken: list[str], sent: bytes, status: int, up: bool
+) -> None:
+    """Status, headers and body are those of the long way."""
+    service.store.up = up
+    answers = []
+    with connected(service) as client:
+        for pieces in ([sent], [sent[:-1], sent[-1:]]):
+            for piece in pieces:
+                client.sendall(piece)
+                time.sleep(0.05)
+            answers.append(read_answer(client))
+    for _, headers, _ in answers:
+        headers.pop(b"date")
+        # A refusal that comes before the body ends the connection; here there is no body to come.
+        headers.pop(b"connection", None)
+    assert answers[0] == answers[1]
+    assert answers[0][0] == (202 if status == 204 and b"v2" in sent and not up else status)
+    if not sent.endswith(b"\r\n\r\n"):
+        assert len(taken) == 1
+    assert service.metric("fieldring_request_bytes") == 0
+    assert service.metric("fieldring_requests_under_way") == 0
+    assert service.metric("fieldring_commits_under_way") == 0
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request(b"", method=b"GET", path=b"/ping"),
+        request(LINE % (b"a", T), Content_Encoding=b"identity"),
+        request(LINE % (b"a", T), version=b"1.0"),
+        request(b"", method=b"GET"),
+        request(b"#" * 65_537),
+        request(LINE % (b"a", T), path=b"/wr%69te?precision=ms"),
+        request(b"3\r\n#no\r\n0\r\n\r\n", Content_Length=b"", Transfer_Encoding=b"chunked"),
+    ],
+)  # fmt: skip
+def test_what_is_more_than_its_body_goes_the_long_way(
+    service: Service, taken: list[str], sent: bytes
+) -> None:
+    """And is answered there."""
+    with connected(service) as client:
+        client.sendall(sent)
+        assert read_answer(client)[0]
+    assert taken == []
+
+
+def test_requests_sent_without_waiting_are_answered_in_their_order(service: Service) -> None:
+    """Pipelined: good, refused, a probe, good, each with its own answer."""
+    wanted = [
+        (request(LINE % (b"first", T)), 204),
+        (request(b"junk"), 400),
+        (request(b"", method=b"GET", path=b"/health"), 200),
+        (request(LINE % (b"last", T)), 204),
+        (request(b"", method=b"GET", path=b"/nowhere"), 404),
+    ]
+    service.store.gate.clear()
+    with connected(service) as client:
+        client.sendall(b"".join(sent for sent, _ in wanted))
+        time.sleep(0.2)
+        service.store.gate.set()
+        data = b""
+        while data.count(b"HTTP/1.1 ") < len(wanted):
+            piece = client.recv(4096)
+            assert piece, data
+            data += piece
+    statuses = [int(part[:3]) for part in data.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [status for _, status in wanted]
+    assert service.points("first")
+    assert service.points("last")
+
+
+def test_who_asks_for_the_connection_to_end_sees_it_end(service: Service, taken: list[str]) -> None:
+    """The answer says so too."""
+    with connected(service) as client:
+        client.sendall(request(LINE % (b"a", T), Connection=b"close"))
+        status, headers, _ = read_answer(client)
+        assert (status, headers[b"connection"]) == (204, b"close")
+        assert client.recv(1) == b""
+    assert taken == ["/write"]
+
+
+def test_who_leaves_before_the_answer_holds_nothing(service: Service) -> None:
+    """Its write goes on, and its places are given back."""
+    service.store.gate.clear()
+    with connected(service) as client:
+        client.sendall(request(LINE % (b"gone", T)))
+        wait_until(lambda: service.metric("fieldring_commits_under_way") == 1)
+    service.store.gate.set()
+    wait_until(lambda: service.metric("fieldring_commits_under_way") == 0)
+    wait_until(lambda: bool(service.points("gone")))
+    assert service.metric("fieldring_requests_under_way") == 0
+
+
+def test_bounded_places_and_memory(start: Callable[..., Service]) -> None:
+    """What does not fit is answered 503 at once, and what it had taken is given back."""
+    service = start(receive_threads=1, receive_queue_max=1)
+    service.store.gate.clear()
+    clients = [socket.create_connection(("127.0.0.1", service.port), timeout=10) for _ in range(4)]
+    for number, client in enumerate(clients):
+        client.sendall(request(LINE % (b"s%d" % number, T)))
+    wait_until(lambda: service.metric("fieldring_http_requests_total", route="/write", status="503") == 2)
+    service.store.gate.set()
+    answers = [read_answer(client) for client in clients]
+    assert sorted(status for status, _, _ in answers) == [204, 204, 503, 503]
+    assert all(b"retry-after" in headers for status, headers, _ in answers if status == 503)
+    for client in clients:
+        client.close()
+    assert service.metric("fieldring_requests_under_way") == 0
+    assert service.metric("fieldring_request_bytes") == 0
+
+
+def test_one_that_breaks_off_is_no_write(service: Service) -> None:
+    """Junk where the next request should begin ends the connection after the answer that is due."""
+    with connected(service) as client:
+        client.sendall(request(LINE % (b"kept", T)))
+        assert read_answer(client)[0] == 204
+        client.sendall(b"\0\0\0\r\n\r\n")
+        assert read_answer(client)[0] == 400
+        assert client.recv(1) == b""
+    assert service.points("kept")
+
+
+def test_a_defect_is_answered_500(service: Service, taken: list[str]) -> None:
+    """Without its inside, and the next request is served."""
+    service.store.defect = True
+    with connected(service) as client:
+        client.sendall(request(LINE % (b"a", T)))
+        status, _, body = read_answer(client)
+        assert (status, b"secret" in body) == (500, False)
+        service.store.defect = False
+        client.sendall(request(LINE % (b"a", T)))
+        assert read_answer(client)[0] == 204
+    assert taken == ["/write", "/write"]
