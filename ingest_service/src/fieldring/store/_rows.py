@@ -1,7 +1,8 @@
-"""Rows of the points table: layouts, and frozen maps as they are on the wire.
+"""Rows of the points table: layouts, frozen maps and bound values as they are on the wire.
 
-The driver packs and unpacks maps entry by entry through generic types, which is most of its work per
-row. Rows of one layout differ in their doubles only, so here a map of numbers is one ``struct``.
+The driver packs and unpacks maps entry by entry through generic types, and binds column by column, which
+is most of its work per row. Rows of one layout differ in their doubles only, so here a map of numbers is
+one ``struct``, and what rows of one partition share is packed once.
 """
 
 from __future__ import annotations
@@ -14,14 +15,26 @@ from typing import Any, ClassVar
 
 from cassandra.cqltypes import DoubleType, MapType, UTF8Type, _CassandraType
 from cassandra.protocol import ProtocolHandler, ResultMessage
-from cassandra.query import BatchStatement, BatchType
+from cassandra.query import UNSET_VALUE, BatchStatement, BatchType, BoundStatement
 
-from fieldring.model import Layout, Point, Value
+from fieldring.model import Batch, Layout, Point, Value
 
-__all__ = ["PackedMapHandler", "RowShape", "merge_rows", "pack_maps", "shape_of", "together"]
+__all__ = [
+    "PackedMapHandler",
+    "PartitionWriter",
+    "RowShape",
+    "merge_rows",
+    "pack_maps",
+    "shape_of",
+    "together",
+]
 
-_COUNT = struct.Struct(">i")
+_SHORT = struct.Struct(">H")
+_INT = _COUNT = struct.Struct(">i")
+_LONG = struct.Struct(">q")
 _ROW_OVERHEAD = 30
+_FIXED_BYTES = 32
+"""Of a row's day, time, layout, write timestamp and time to live."""
 _BATCH_BYTES = 4_700  # below batch_size_warn_threshold (5 KiB) by the ring's own count
 _MAX_KNOWN = 4096
 
@@ -33,7 +46,7 @@ class RowShape:
     share it always set the same columns and the same entries.
     """
 
-    __slots__ = ("_numbers", "_slots", "_struct", "_texts", "key")
+    __slots__ = ("_all_numbers", "_numbers", "_slots", "_struct", "_texts", "key", "packed_key")
 
     def __init__(self, layout: Layout, is_text: tuple[bool, ...]) -> None:
         order = sorted(range(len(layout)), key=layout.__getitem__)
@@ -45,13 +58,15 @@ class RowShape:
         names = [f"{'t' if is_text[i] else 'n'}{len(layout[i])}:{layout[i]}" for i in order]
         digest = blake2b("".join(names).encode(), digest_size=8).digest()
         self.key: int = int.from_bytes(digest, "big", signed=True)
+        self.packed_key = digest
+        self._all_numbers = self._numbers == list(range(len(layout)))
 
     def pack(self, values: tuple[Value, ...]) -> tuple[bytes | None, bytes | None]:
         """The maps of numbers and texts; None stands for one without entries."""
         numbers = texts = None
         if self._numbers:
             slots = self._slots.copy()  # shapes are shared between threads
-            slots[1::2] = [values[i] for i in self._numbers]
+            slots[1::2] = values if self._all_numbers else [values[i] for i in self._numbers]
             numbers = self._struct.pack(*slots)
         if self._texts:
             parts = [_COUNT.pack(len(self._texts))]
@@ -65,6 +80,68 @@ class RowShape:
 def shape_of(layout: Layout, is_text: tuple[bool, ...]) -> RowShape:
     """The shape of rows with these metrics, of which the marked ones are texts."""
     return RowShape(layout, is_text)
+
+
+class PartitionWriter:
+    """Makes statements of the rows of one partition: single inserts, or unlogged batches below 5 KiB.
+
+    ``insert`` is the prepared ``INSERT INTO points``, whose eight values are packed here as protocol
+    version 4 has them, in the order of ``COLUMNS``.
+    """
+
+    COLUMNS = ("sensor", "day", "ts", "layout", "numbers", "texts", "[timestamp]", "[ttl]")
+
+    def __init__(self, insert: Any, sensor: str, day: int) -> None:
+        self._insert = insert
+        self._sensor = sensor.encode()
+        self._day = _INT.pack(day)
+        self._routing_key = b"".join(
+            [_SHORT.pack(len(part)) + part + b"\0" for part in (self._sensor, self._day)]
+        )
+        self._fixed = _ROW_OVERHEAD + _FIXED_BYTES + len(self._sensor)
+
+    def statements(self, rows: Iterable[tuple[Batch, int, int]]) -> Iterator[Any]:
+        """Statements of (batch, index of the row in it, seconds to live)."""
+        sensor, day, fixed = self._sensor, self._day, self._fixed
+        members: list[list[Any]] = []
+        size = 0
+        for batch, index, ttl_s in rows:
+            values = batch.values[index]
+            shape = shape_of(batch.layouts[index], tuple([v.__class__ is str for v in values]))
+            numbers, texts = shape.pack(values)
+            own = fixed + (len(numbers) if numbers else 0) + (len(texts) if texts else 0)
+            if members and size + own > _BATCH_BYTES:
+                yield self._one(members)
+                members, size = [], 0
+            members.append(
+                [
+                    sensor,
+                    day,
+                    _LONG.pack(batch.times_ms[index]),
+                    shape.packed_key,
+                    UNSET_VALUE if numbers is None else numbers,
+                    UNSET_VALUE if texts is None else texts,
+                    _LONG.pack(batch.received),
+                    _INT.pack(ttl_s),
+                ]
+            )
+            size += own
+        if members:
+            yield self._one(members)
+
+    def _one(self, members: list[list[Any]]) -> Any:
+        insert = self._insert
+        if len(members) == 1:
+            single = BoundStatement(insert, routing_key=self._routing_key)
+            single.values = members[0]
+            return single
+        batch = BatchStatement(batch_type=BatchType.UNLOGGED)
+        # What add() makes of bound statements, without a statement object per row.
+        batch._statements_and_parameters = [(True, insert.query_id, values) for values in members]
+        batch.keyspace = insert.column_metadata[0].keyspace_name
+        batch.routing_key = self._routing_key
+        batch.is_idempotent = True
+        return batch
 
 
 def together(statements: Iterable[Any]) -> Iterator[Any]:

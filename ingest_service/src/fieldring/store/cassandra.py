@@ -11,7 +11,6 @@ from dataclasses import astuple
 from typing import Any
 
 from cassandra import ConsistencyLevel
-from cassandra.query import UNSET_VALUE
 
 from fieldring.model import (
     DAY_MS,
@@ -27,7 +26,7 @@ from fieldring.model import (
 )
 from fieldring.store._registry import BUCKETS, Registry, sensor_info
 from fieldring.store._ring import Ring
-from fieldring.store._rows import merge_rows, shape_of, together
+from fieldring.store._rows import PartitionWriter, merge_rows, together
 from fieldring.store.marks import MarkMemo, marks_of, shard_of
 
 __all__ = ["CassandraStore"]
@@ -197,28 +196,8 @@ class CassandraStore:
                 partitions.setdefault((sensor, time_ms // DAY_MS), []).append((batch, index))
         days.update(partitions)
         for (sensor, day), members in partitions.items():
-            yield from together(self._rows(insert, sensor, day, members, now_ms))
-
-    def _rows(
-        self, insert: Any, sensor: str, day: int, members: list[tuple[Batch, int]], now_ms: int
-    ) -> Iterator[Any]:
-        for batch, index in members:
-            values = batch.values[index]
-            time_ms = batch.times_ms[index]
-            shape = shape_of(batch.layouts[index], tuple([v.__class__ is str for v in values]))
-            numbers, texts = shape.pack(values)
-            yield insert.bind(
-                (
-                    sensor,
-                    day,
-                    time_ms,
-                    shape.key,
-                    UNSET_VALUE if numbers is None else numbers,
-                    UNSET_VALUE if texts is None else texts,
-                    batch.received,
-                    self._ttl_s(time_ms, now_ms),
-                )
-            )
+            rows = ((b, i, self._ttl_s(b.times_ms[i], now_ms)) for b, i in members)
+            yield from PartitionWriter(insert, sensor, day).statements(rows)
 
     def _day_statements(self, days: set[tuple[str, int]]) -> Iterator[Any]:
         """Days that this process has not written yet; ``days`` keeps only those."""
