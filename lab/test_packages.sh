@@ -2,7 +2,7 @@
 # Debian packages that the tests drive as real parts: a browser for the pages, a broker, a chart library.
 set -euo pipefail
 
-packages=(openssl chromium chromium-driver libjs-dygraphs mosquitto mosquitto-clients prometheus maven)
+packages=(openssl chromium chromium-driver libjs-dygraphs mosquitto mosquitto-clients prometheus maven faketime)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -q '^installed$' || missing+=("$package")

@@ -73,6 +73,8 @@ class Gateway:
         self.process: subprocess.Popen[bytes] | None = None
         self.ports: dict[str, int] = {}
         self.tls = tls
+        self.before: list[str] = []
+        """A program and its arguments that start the forwarder."""
         (directory / "token").write_text("a-secret-token\n")
         self.set_passwords({name: f"password of {name}" for name in devices})
         if tls:
@@ -109,7 +111,7 @@ class Gateway:
         offset = len(self.log())
         with (self.directory / "forwarder.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", RUN],
+                [*self.before, sys.executable, "-c", RUN],
                 env=os.environ | {name: str(value) for name, value in environment.items()},
                 stdout=log,
                 stderr=log,
