@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,27 @@ def test_a_drained_container_gets_nothing_until_it_is_ready(
     assert "changed=1" in verb("ready", load_balancer_server="receive-1").stdout
     assert {ask(host, "/ping")[1]["server"] for _ in range(6)} == {"receive-1", "receive-2"}
     assert "changed=0" in verb("ready", load_balancer_server="receive-1").stdout
+
+
+def test_a_drained_container_is_ready_again_though_it_was_down(
+    host: Host, verb: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """As in a release: HAProxy has not noticed yet that the new one answers when it is to get requests."""
+    verb("drain", load_balancer_server="receive-1")
+    host.check_output("systemctl stop echo@receive-1:18081")
+    try:
+        wait_for(host, "receive-1", "DOWN")
+        with ThreadPoolExecutor(1) as beside:
+            told = beside.submit(
+                verb, "ready", load_balancer_server="receive-1", load_balancer_wait_seconds=30
+            )
+            time.sleep(8)
+            host.check_output("systemctl start echo@receive-1:18081")
+            assert "changed=1" in told.result().stdout
+    finally:
+        host.check_output("systemctl start echo@receive-1:18081")
+        wait_for(host, "receive-1", "UP")
+    assert {ask(host, "/ping")[1]["server"] for _ in range(6)} == {"receive-1", "receive-2"}
 
 
 def test_ready_fails_for_a_container_that_is_not(

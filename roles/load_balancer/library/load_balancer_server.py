@@ -55,9 +55,16 @@ def servers(table, name):
     return {row["pxname"]: row for row in rows if row["svname"] == name}
 
 
-def is_draining(row):
-    """Whether the row's server gets no new requests by an operator's will."""
-    return row["status"].startswith(("DRAIN", "MAINT"))
+def kept_out(table, name):
+    """Backends in which an operator keeps new requests from a server, by ``show servers state``.
+
+    The status of ``show stat`` does not tell: of a drained server whose health check fails it says DOWN.
+    """
+    _, head, *lines = table.splitlines()
+    columns = head.removeprefix("# ").split()
+    rows = [dict(zip(columns, line.split(), strict=False)) for line in lines if line]
+    # srv_admin_state: 1 is forced maintenance, 8 a forced drain.
+    return {row["be_name"] for row in rows if row["srv_name"] == name and int(row["srv_admin_state"]) & 9}
 
 
 def main():
@@ -81,7 +88,8 @@ def main():
         module.exit_json(changed=False, msg="no HAProxy runs here")
     if not found:
         module.exit_json(changed=False, msg=f"HAProxy knows no server {name}")
-    wrong = [backend for backend, row in found.items() if is_draining(row) != drained]
+    out = kept_out(ask(path, "show servers state"), name)
+    wrong = [backend for backend in found if (backend in out) != drained]
     if module.check_mode:
         module.exit_json(changed=bool(wrong))
     for backend in wrong:
