@@ -5,12 +5,14 @@
 
 Without --hosts it starts one node in Docker, as the store's tests do. All writes are new points at
 LOCAL_QUORUM. "raw driver" are the very statements that the store makes, made beforehand, so that only the
-driver and the ring are left; the other layouts are made and bound while writing, as any client must.
+driver and the ring are left; the other layouts are made and bound while writing, as any client must. acsylla
+(ScyllaDB's C++ driver) writes the same rows in batches of the same number, bound by it as ours are by us.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import http.client
 import json
@@ -24,11 +26,16 @@ from typing import Any
 
 from cassandra.query import BatchStatement, BatchType
 
-from fieldring.model import DAY_MS
-from fieldring.store.cassandra import CassandraStore
+from fieldring.model import DAY_MS, Batch
+from fieldring.store.cassandra import _INSERT_POINTS, CassandraStore
 from fieldring.wire import line_protocol
 from rings import add_arguments, environment, process, ring
 from workload import rate, table
+
+try:
+    import acsylla
+except ImportError:
+    acsylla = None  # type: ignore[assignment]
 
 SENSORS = 10
 METRICS = 8
@@ -145,6 +152,65 @@ class Layouts:
                 yield insert.bind((f"{place[0]}-{number}", *place[1:], data))
 
 
+class Acsylla:
+    """The points table through the other driver, on a loop of its own."""
+
+    BATCH = 20
+    IN_FLIGHT = 128
+
+    def __init__(self, hosts: list[str], options: dict[str, Any]) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._loop.run_until_complete(self._connect(hosts, options))
+
+    async def _connect(self, hosts: list[str], options: dict[str, Any]) -> None:
+        ca_file = options["ca_file"]
+        cluster = acsylla.create_cluster(
+            hosts,
+            port=options["port"],
+            username=options["username"],
+            password=options["password"],
+            ssl_enabled=bool(ca_file),
+            ssl_trusted_cert=Path(ca_file).read_text() if ca_file else None,
+            consistency=acsylla.Consistency.LOCAL_QUORUM,
+            protocol_version=4,
+        )
+        self._session = await cluster.create_session(keyspace=options["keyspace"])
+        self._insert = await self._session.create_prepared(_INSERT_POINTS)
+
+    def write(self, batches: list[Batch]) -> None:
+        self._loop.run_until_complete(self._write(batches))
+
+    async def _write(self, batches: list[Batch]) -> None:
+        places = asyncio.Semaphore(self.IN_FLIGHT)
+
+        async def send(made: Any) -> None:
+            async with places:
+                await self._session.execute_batch(made)
+
+        under_way = []
+        for batch in batches:
+            partitions: dict[tuple[str, int], list[int]] = {}
+            for index, (sensor, time_ms) in enumerate(zip(batch.sensors, batch.times_ms, strict=True)):
+                partitions.setdefault((sensor, time_ms // DAY_MS), []).append(index)
+            for (sensor, day), indexes in partitions.items():
+                for first in range(0, len(indexes), self.BATCH):
+                    made = acsylla.create_batch_unlogged()
+                    for index in indexes[first : first + self.BATCH]:
+                        values = dict(zip(batch.layouts[index], batch.values[index], strict=True))
+                        made.add_statement(
+                            self._insert.bind(
+                                [sensor, day, batch.times_ms[index], 1, values, None, batch.received, 0]
+                            )
+                        )
+                    under_way.append(asyncio.create_task(send(made)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*under_way)
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._session.close())
+        self._loop.close()
+
+
 def _batch(members: list[Any]) -> Any:
     batch = BatchStatement(batch_type=BatchType.UNLOGGED)
     for member in members:
@@ -170,6 +236,9 @@ def main() -> None:
         (folder / "tokens.json").write_text(json.dumps([{"id": "b", "sha256": digest, "roles": ["write"]}]))
         store = CassandraStore(hosts, **options)
         store.ping()
+        other = Acsylla(hosts, options) if acsylla else None
+        if other is None:
+            print("acsylla is not here (pip install -r bench/requirements.txt): going on without it")
         layouts = Layouts(store, arguments.layout_points, start_s)
 
         def measure(name: str, points: int, work: Callable[[], object]) -> None:
@@ -191,6 +260,8 @@ def main() -> None:
                     lambda s=statements: store._ring.run(s),
                 )
                 measure("the store alone", arguments.points, lambda b=batches: store.write_many(b))
+                if other is not None:
+                    measure("acsylla, the same rows", arguments.points, lambda b=batches: other.write(b))
                 given = bodies(f"h{turn}-", points=arguments.request, requests=requests, start_s=start_s)
                 measure("through HTTP", arguments.points, lambda g=given: over_http(port, g))
                 for name, make in (
@@ -202,6 +273,8 @@ def main() -> None:
                 ):
                     run = f"l{turn}-{time.time_ns()}-"
                     measure(name, arguments.layout_points, lambda m=make, r=run: store._ring.run(m(r)))
+        if other is not None:
+            other.close()
         store.close()
     base = max(results["raw driver, the store's statements"])
     print(
