@@ -144,12 +144,13 @@ class RingUnderTest:
 
     @contextmanager
     def interrupted(
-        self, playbook: str, *arguments: str, members: tuple[str, ...]
+        self, playbook: str, *arguments: str, members: tuple[str, ...], **variables: Any
     ) -> Iterator[Callable[[], bool]]:
         """That playbook for the time of a block, at whose end it is killed; gives whether it still runs."""
         output = self.ephemeral / "interrupted.log"
         with output.open("w") as log:
-            begun = subprocess.Popen(**self.command(playbook, *arguments, members=members), stdout=log)
+            command = self.command(playbook, *arguments, members=members, **variables)
+            begun = subprocess.Popen(**command, stdout=log)
 
             def runs() -> bool:
                 assert begun.poll() is None, output.read_text()[-6000:]
@@ -171,17 +172,22 @@ class RingUnderTest:
         print(f"{playbook} {variables or ''}: {time.monotonic() - began:.0f} s", flush=True)
         return Done(done.returncode, done.stdout)
 
-    @contextmanager
-    def traffic(self, operation: str) -> Iterator[RingTraffic]:
-        """A writer and a reader at LOCAL_QUORUM; afterwards nothing acknowledged is missing, none failed."""
-        ring = RingTraffic(
-            contacts=self.contacts,
+    def clients(self, contacts: list[str], *, dc: str = "dc1") -> RingTraffic:
+        """A writer and a reader that have a data centre for their own; one ledger for all of them."""
+        return RingTraffic(
+            contacts=contacts,
             ca=self.ephemeral / "ca/ca.pem",
             user="fieldring_ingest",
             password="molecule-ingest-1",
             keyspace="fieldring",
             ledger=self.ephemeral / "ledger",
+            dc=dc,
         )
+
+    @contextmanager
+    def traffic(self, operation: str) -> Iterator[RingTraffic]:
+        """A writer and a reader at LOCAL_QUORUM; afterwards nothing acknowledged is missing, none failed."""
+        ring = self.clients(self.contacts)
         began = time.monotonic()
         with ring:
             yield ring
