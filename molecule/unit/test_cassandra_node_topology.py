@@ -449,7 +449,7 @@ class TestRemoveDatacenter:
         )
 
     def test_nodes_leave_one_after_the_other(self) -> None:
-        """Copies are given up first, those of the accounts last."""
+        """Copies of data are given up first, those of the accounts after the nodes."""
         verdict = self.judge()
         assert cases(verdict) == {"ring21": "decommission", "ring22": "decommission"}
         assert len(verdict["turns"]) == 2
@@ -461,6 +461,20 @@ class TestRemoveDatacenter:
         verdict = self.judge(members=RING, keyspaces=KEYSPACES)
         assert cases(verdict) == {}
         assert "nothing to remove" in verdict["note"]
+
+    def test_accounts_are_left_of_an_interrupted_run(self) -> None:
+        """Its nodes are off the record; the copies of the accounts are still to be given up."""
+        verdict = self.judge(members=RING, keyspaces={**KEYSPACES, "system_auth": {"dc1": 3, "dc2": 2}})
+        assert cases(verdict) == {}
+        assert verdict["replication"] == {}
+        assert verdict["system_replication"] == {"system_auth": {"dc1": 3}}
+
+    def test_node_that_has_left_and_is_still_on_record(self) -> None:
+        """Stopped by a run that ended before it was taken off: that is made up, and no reason to refuse."""
+        left = [*RING, SOUTH[1]]
+        views = {p["name"]: view(left) for p in left}
+        verdict = self.judge(states={"ring21": state(active=False)}, views=views)
+        assert cases(verdict) == {"ring21": "finish", "ring22": "decommission"}
 
     def test_clients_are_there(self) -> None:
         """CN-312."""

@@ -473,7 +473,13 @@ def _remove_datacenter(
     if not datacenter or (not names and not others):
         verdict["refusals"]["CN-311"] = "no data centre was named: say -e cassandra_node_subject=DC."
         return
-    if not names:
+    affected = {
+        name: {dc: count for dc, count in replication.items() if dc != datacenter}
+        for name, replication in keyspaces.items()
+        if replication and datacenter in replication
+    }
+    # Its nodes may have left in a run that ended before the accounts were altered.
+    if not names and not affected:
         verdict["note"] = f"no node of {datacenter} is on record: nothing to remove"
         return
     if not others:
@@ -503,18 +509,18 @@ def _remove_datacenter(
             f"KEYSPACE to have copies in {' or '.join(others)}, rebuild there, and run again; or drop it."
         )
         return
-    dead = [name for name in names if not ring.states.get(name) or not (ring.states[name] or {})["active"]]
+    dead = [
+        name
+        for name in names
+        if ring.is_member(str(ring.recorded[name]["address"]))
+        and not (ring.states.get(name) or {}).get("active")
+    ]
     if dead:
         verdict["refusals"]["CN-304"] = (
             f"{', '.join(dead)} was not reached or is not running. The nodes of a data centre leave by "
             "themselves: start them, or remove dead ones first (remove_cassandra_node)."
         )
         return
-    affected = {
-        name: {dc: count for dc, count in replication.items() if dc != datacenter}
-        for name, replication in keyspaces.items()
-        if replication and datacenter in replication
-    }
     verdict["replication"] = {k: v for k, v in affected.items() if k not in SYSTEM_KEYSPACES}
     verdict["system_replication"] = {k: v for k, v in affected.items() if k in SYSTEM_KEYSPACES}
     for name in names:

@@ -44,9 +44,8 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.cassandra_node_cql import CqlError, Database, identifier, literal
 from ansible.module_utils.cassandra_node_session import (
     DRIVER,
-    DriverException,
+    DRIVER_ERRORS,
     LoginRefusedError,
-    NoHostAvailable,
     connect,
 )
 
@@ -185,7 +184,7 @@ def main():
     accounts = Accounts(module.params, module.check_mode)
     try:
         result = getattr(accounts, module.params["action"])()
-    except (CqlError, DriverException, NoHostAvailable, LoginRefusedError, OSError) as error:
+    except (CqlError, *DRIVER_ERRORS, LoginRefusedError) as error:
         module.fail_json(msg=str(error))
     finally:
         accounts.close()

@@ -38,9 +38,8 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.cassandra_node_cql import SYSTEM_KEYSPACES, CqlError, Database
 from ansible.module_utils.cassandra_node_session import (
     DRIVER,
-    DriverException,
+    DRIVER_ERRORS,
     LoginRefusedError,
-    NoHostAvailable,
 )
 from ansible.module_utils.cassandra_node_session import connect as connect_to
 
@@ -146,7 +145,7 @@ def main():
         module.fail_json(msg=missing_required_lib("cassandra-driver (Debian: python3-cassandra)"))
     try:
         database = run(dict(module.params, check_mode=module.check_mode))
-    except (CqlError, DriverException, NoHostAvailable, OSError) as error:
+    except (CqlError, *DRIVER_ERRORS) as error:
         module.fail_json(msg=str(error))
     module.exit_json(
         changed=bool(database.changes),

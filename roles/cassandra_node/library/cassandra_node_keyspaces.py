@@ -32,9 +32,8 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.cassandra_node_cql import CqlError, Database, identifier, replication_clause
 from ansible.module_utils.cassandra_node_session import (
     DRIVER,
-    DriverException,
+    DRIVER_ERRORS,
     LoginRefusedError,
-    NoHostAvailable,
     connect,
 )
 
@@ -85,7 +84,7 @@ def main():
             msg=f"CN-119: the ring refuses the login of {params['superuser']}: another password, or too few "
             f"replicas of system_auth answer, which looks the same. ({refused})"
         )
-    except (CqlError, DriverException, NoHostAvailable, OSError) as error:
+    except (CqlError, *DRIVER_ERRORS) as error:
         module.fail_json(msg=str(error))
     finally:
         if cluster is not None:

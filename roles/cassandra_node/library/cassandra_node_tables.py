@@ -29,9 +29,8 @@ changes: {description: What was done, returned: always, type: list, elements: st
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.cassandra_node_session import (
     DRIVER,
-    DriverException,
+    DRIVER_ERRORS,
     LoginRefusedError,
-    NoHostAvailable,
     connect,
 )
 from ansible.module_utils.cassandra_node_tables import Tables
@@ -84,7 +83,7 @@ def main():
                 tables.truncate([t for t in params["tables"] if t in present])
         finally:
             cluster.shutdown()
-    except (DriverException, NoHostAvailable, LoginRefusedError, OSError) as error:
+    except (*DRIVER_ERRORS, LoginRefusedError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=bool(tables.changes), changes=tables.changes, **result)
 

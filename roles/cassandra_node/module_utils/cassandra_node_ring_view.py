@@ -19,9 +19,8 @@ from typing import Any
 from ansible.module_utils.cassandra_node_host import probe_all, unit_state
 from ansible.module_utils.cassandra_node_session import (
     DRIVER,
-    DriverException,
+    DRIVER_ERRORS,
     LoginRefusedError,
-    NoHostAvailable,
     connect,
 )
 from ansible.module_utils.cassandra_node_view import (
@@ -225,7 +224,7 @@ class Asker:
                 return
             except LoginRefusedError as error:
                 self.error = f"login refused: {error}"
-            except (DriverException, NoHostAvailable, OSError) as error:
+            except DRIVER_ERRORS as error:
                 self.error = f"{type(error).__name__}: {error}"
             if not last:
                 time.sleep(1)

@@ -10,13 +10,14 @@ try:
     from cassandra.auth import PlainTextAuthProvider
     from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
     from cassandra.policies import WhiteListRoundRobinPolicy
+    from cassandra.protocol import ErrorMessage
 
     DRIVER = True
+    # What a node refuses is raised as the message itself where the driver has no name of its own for it.
+    DRIVER_ERRORS = (DriverException, ErrorMessage, NoHostAvailable, OSError)
 except ImportError:
     DRIVER = False
-
-    class DriverException(Exception):  # type: ignore[no-redef]  # noqa: N818
-        """Stands in, so that an except clause can name it."""
+    DRIVER_ERRORS = (OSError,)
 
     class NoHostAvailable(Exception):  # type: ignore[no-redef]  # noqa: N818
         """Stands in, so that an except clause can name it."""
