@@ -99,6 +99,12 @@ class Acceptor:
         """Whether the store is down and the next ``accept`` tries it again, which may take its deadline."""
         return self._down_since is not None and self._monotonic() >= self._next_try
 
+    def store_answered(self) -> None:
+        """Somebody else's write went through: the store is back, also where nobody writes here just now."""
+        if self._down_since is not None:
+            with self._lock:
+                self._down_since = None
+
     def now_ms(self) -> int:
         """Wall clock in ms, as decoders take it."""
         return self._clock() // 1_000

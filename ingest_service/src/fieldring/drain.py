@@ -45,6 +45,8 @@ class Drain:
     A record leaves the queue only after the sink has it (or, unreadable, after it was put aside), so
     a crash at any point delivers again rather than never; the store's key rule makes that harmless.
 
+    ``delivered`` is called whenever the sink has taken something.
+
     With ``release`` the queue is closed, and its directory removed, as soon as it is empty: for
     directories whose worker is gone.
 
@@ -61,6 +63,7 @@ class Drain:
         read_bytes: int = _READ_BYTES,
         release: bool = False,
         backlog_bytes_per_second: int = 0,
+        delivered: Callable[[], None] | None = None,
     ) -> None:
         self._queue = queue
         self._lanes = Lanes(queue, backlog_bytes_per_second=backlog_bytes_per_second)
@@ -68,6 +71,7 @@ class Drain:
         self._retry_max_s = retry_max_s
         self._read_bytes = read_bytes
         self._release = release
+        self._delivered = delivered
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.delivered_records = 0
@@ -199,6 +203,8 @@ class Drain:
                     self._put_aside(record, f"cannot be stored: {type(error).__name__}: {error}")
 
     def _count(self, batches: list[Batch]) -> None:
+        if self._delivered is not None:
+            self._delivered()
         self.delivered_records += len(batches)
         self.delivered_points += sum(batch.points for batch in batches)
 

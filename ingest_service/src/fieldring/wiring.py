@@ -76,7 +76,9 @@ class Receiving:
         orphans = adopt_orphans(settings.spool_dir, **options)
         for orphan in orphans:
             _log.info("adopted the spool %s with %d bytes", orphan.directory, orphan.pending_bytes)
+        self.acceptor: Acceptor = Acceptor(self.store, self.queue, settings)
         pace: dict[str, Any] = {
+            "delivered": self.acceptor.store_answered,
             "retry_max_s": settings.drain_retry_max_seconds,
             "backlog_bytes_per_second": settings.drain_backlog_bytes_per_second,
         }
@@ -85,7 +87,6 @@ class Receiving:
             *(Drain(orphan, self.store, release=True, **pace) for orphan in orphans),
         ]
         self._orphans = orphans
-        self.acceptor: Acceptor = Acceptor(self.store, self.queue, settings)
         metrics = ReceiveMetrics()
         self.app: Receive = Receive(
             acceptor=self.acceptor,
@@ -230,6 +231,8 @@ def run_serve(settings: Settings) -> int:
             self.cfg.set("timeout", 0)
             self.cfg.set("graceful_timeout", 20)
             self.cfg.set("keepalive", 75)
+            # Names may have 4,096 bytes, three times that when they are escaped, and a cursor carries one.
+            self.cfg.set("limit_request_line", 0)
             self.cfg.set("control_socket_disable", True)
             self.cfg.set("logger_class", Log)
             self.cfg.set("worker_tmp_dir", "/dev/shm" if Path("/dev/shm").is_dir() else None)

@@ -173,6 +173,17 @@ def test_store_that_is_down_is_not_asked_by_everyone(world: World) -> None:
     assert not world.acceptor.store_failing
 
 
+def test_store_that_somebody_else_reached_is_back(world: World) -> None:
+    """The drain's word counts: an idle service would else go on saying that its store fails."""
+    world.store.up = False
+    world.acceptor.accept(batch())
+    assert world.acceptor.store_failing
+    world.acceptor.store_answered()
+    assert not world.acceptor.store_failing
+    world.store.up = True
+    assert world.acceptor.accept(batch()).receipt.durability == "stored"
+
+
 def test_pause_is_bounded(world: World) -> None:
     """However long the store was down, it is used again within seconds."""
     world.store.up = False

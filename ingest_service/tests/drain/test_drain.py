@@ -123,6 +123,20 @@ def test_thread_waits_backs_off_and_goes_on(
     assert 1 == len(waits)
 
 
+def test_delivery_is_told(queue: Queue, gate: Gate) -> None:
+    """Whenever the sink has taken something, and not before."""
+    told: list[int] = []
+    queue.append(block.encode(made(0)))
+    gate.failure = StoreUnavailable("ring down")
+    drain = Drain(queue, gate, delivered=lambda: told.append(queue.pending_records))
+    with pytest.raises(StoreUnavailable):
+        drain.run_once()
+    assert told == []
+    gate.failure = None
+    drain.run_once()
+    assert len(told) == 1
+
+
 def test_stop_does_not_wait_for_a_store_that_is_down(queue: Queue, gate: Gate) -> None:
     """Even in a long pause the thread ends at once, and what is left stays."""
     gate.failure = StoreUnavailable("ring down")

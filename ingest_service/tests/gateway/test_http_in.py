@@ -135,6 +135,14 @@ def test_an_answer_before_the_body_ends_the_connection(shared: Gateway) -> None:
     assert b"\r\nconnection: close\r\n" in answer.lower()
 
 
+def test_a_body_behind_an_upgrade_is_refused(shared: Gateway) -> None:
+    """The HTTP parser passes it over: an answer of 204 would have promised what was never read."""
+    headers = {"Connection": "Upgrade", "Upgrade": "h2c"}
+    with client(shared) as http:
+        answer = http.post("/write?precision=ms", content=b"no2,sensor=a value=1 1", headers=headers)
+    assert answer.status_code == 400
+
+
 def test_good_lines_of_a_bad_body_are_kept(shared: Gateway) -> None:
     """400 names the lines that were refused; the others are spooled."""
     before = shared.metric("points_spooled_total")

@@ -25,7 +25,7 @@ TOKENS = {
 NAMES = (
     *("hut", "a/b", "/lead", "trail/", "a//b", "sp ace", "100%", "50%2F", "q?x=1&y#z", "a;b", "x\\y", "a+b"),
     *("<script>alert(1)</script>", "quo\"te's", "ünïcode-🌡", "line\nfeed", "{{7*7}}"),
-    *("..", ".", "../../etc/passwd"),
+    *("..", ".", "../../etc/passwd", "ü" * 2_000),
 )
 T0 = 1_700_000_000_000 // HOUR_MS * HOUR_MS
 

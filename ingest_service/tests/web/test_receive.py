@@ -481,6 +481,24 @@ def test_a_refusal_of_what_came_whole_keeps_the_connection(service: Service) -> 
     assert (400, None) == (answer.status_code, answer.headers.get("Connection"))
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_a_body_behind_an_upgrade_is_refused(service: Service, protocol: str) -> None:
+    """The HTTP parser passes it over: it was answered 204 and not stored."""
+    body = line("upgraded").encode()
+    head = "POST /write?precision=ms HTTP/1.1\r\nHost: x\r\nAuthorization: Token writer\r\n"
+    head += f"Connection: Upgrade\r\nUpgrade: {protocol}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall(head.encode() + body)
+        assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert [] == service.points("upgraded")
+
+
+def test_a_token_is_asked_for_before_anything_else(service: Service) -> None:
+    """Who may not write is not told what else is wrong."""
+    answer = httpx.post(service.url + "/write?precision=fortnight", content=b"x")
+    assert 401 == answer.status_code
+
+
 def test_too_large_as_sent(start: Callable[..., Service]) -> None:
     """Without a length the limit holds on what comes."""
     service = start(body_max_bytes=10_000)
@@ -634,6 +652,13 @@ def test_health(shared: Service) -> None:
     assert ("fieldring", "pass") == (answer.json()["name"], answer.json()["status"])
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_probes_without_a_body(shared: Service, path: str) -> None:
+    """Uptime checkers send HEAD."""
+    answer = httpx.head(shared.url + path)
+    assert (200, b"") == (answer.status_code, answer.content)
+
+
 def test_metrics_need_a_token(service: Service) -> None:
     """A read token opens them; none and a write token do not."""
     post(service, "/write", line())
@@ -655,7 +680,13 @@ def test_metrics_for_the_monitors_certificate(start: Callable[..., Service]) -> 
 
 @pytest.mark.parametrize(
     "statement",
-    ["show databases", "SHOW DATABASES;", 'CREATE DATABASE "x"', "create database x WITH DURATION 1d"],
+    [
+        "show databases",
+        "SHOW DATABASES;",
+        'CREATE DATABASE "x"',
+        'CREATE DATABASE "my air \\"db\\""',
+        "create database x WITH DURATION 1d",
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "form"])
 def test_query(shared: Service, method: str, statement: str) -> None:

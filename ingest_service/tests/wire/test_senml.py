@@ -190,6 +190,22 @@ def test_pack_refused(body: bytes) -> None:
         senml.decode(body, now_ms=NOW)
 
 
+def test_base_version_as_any_json_number() -> None:
+    """JSON has one kind of number: 5.0 is 5."""
+    decoded = senml.decode(b'[{"bver":5.0,"n":"a/m","v":1}]', now_ms=NOW)
+    assert [] == list(decoded.errors)
+    assert 1 == len(decoded.batch)
+    with pytest.raises(InvalidRequest):
+        senml.decode(b'[{"bver":5.5,"n":"a/m","v":1}]', now_ms=NOW)
+
+
+def test_cbor_that_says_that_it_is() -> None:
+    """RFC 8949's self-described CBOR."""
+    body = b"\xd9\xd9\xf7" + cbor2.dumps([{0: "a/m", 2: 1}])
+    decoded = senml.decode(body, content_type="application/senml+cbor", now_ms=NOW)
+    assert [("a", ("m",))] == [(row.sensor, row.layout) for row in decoded.batch.rows()]
+
+
 def test_content_type() -> None:
     """Others are refused as such; parameters do not matter."""
     assert 1 == len(

@@ -32,7 +32,7 @@ from fieldring.gateway.accounts import Accounts
 from fieldring.gateway.inbox import Inbox
 from fieldring.gateway.metrics import Metrics
 from fieldring.http import ByteBudget, ErrorAnswer, Reservation, answer, unpack
-from fieldring.http.asgi import send_answer
+from fieldring.http.asgi import refuse_upgrade, send_answer
 from fieldring.http.errors import refused_lines
 from fieldring.settings import Settings
 from fieldring.wire import Decoded, line_protocol, senml
@@ -205,6 +205,7 @@ class HttpIn:
         receive: Callable[[], Awaitable[Message]],
         reservation: Reservation,
     ) -> bytes:
+        refuse_upgrade(headers)
         limit = self._body_max_bytes
         too_large = f"body is larger than {limit} bytes: send it in parts"
         length = headers.get(b"content-length", "")

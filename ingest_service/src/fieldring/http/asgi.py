@@ -7,12 +7,28 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["send_answer"]
+from fieldring.errors import InvalidRequest
+
+__all__ = ["refuse_upgrade", "send_answer"]
 
 _LINGER_S = 30.0
 _LINGER_SILENCE_S = 2.0
 
 Message = dict[str, Any]
+
+
+def refuse_upgrade(headers: Mapping[bytes, bytes | str]) -> None:
+    """Of a request that asks for another protocol the HTTP parser passes its body over: nothing was read.
+
+    Raises:
+        InvalidRequest: it asks for one.
+    """
+    if b"upgrade" not in headers:
+        return
+    connection = headers.get(b"connection", b"")
+    text = connection if isinstance(connection, str) else connection.decode("latin-1")
+    if "upgrade" in [token.strip().lower() for token in text.split(",")]:
+        raise InvalidRequest("no other protocol is offered here: send this without 'Connection: Upgrade'")
 
 
 async def send_answer(
@@ -33,7 +49,7 @@ async def send_answer(
     sent = list(headers)
     if status != 204:
         sent.append((b"content-length", str(len(body)).encode()))
-    early = status >= 400 and not body_read and _has_body(scope)
+    early = status >= 400 and not body_read and _has_body(scope) and not await _is_here(scope, receive)
     if early:
         sent.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": sent})
@@ -42,6 +58,19 @@ async def send_answer(
     if early:
         await _linger(receive)
         await send({"type": "http.response.body", "body": b""})
+
+
+async def _is_here(scope: Mapping[str, Any], receive: Callable[[], Awaitable[Message]]) -> bool:
+    """Whether the body that nobody read has come whole already: then nothing of it is on its way."""
+    names = {name for name, _ in scope["headers"]}
+    # Who waits for "100 Continue" would be told to send it. What upgrades is not HTTP any more.
+    if b"expect" in names or b"upgrade" in names:
+        return False
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0):
+            message = await receive()
+            return message["type"] == "http.request" and not message.get("more_body")
+    return False
 
 
 async def _linger(receive: Callable[[], Awaitable[Message]]) -> None:

@@ -62,7 +62,10 @@ class Reservation:
 
         Raises:
             BudgetExceeded: the process's budget is taken.
+            TooLarge: the budget is not enough for this request alone, whenever it comes again.
         """
+        if self.size + size > self._budget.total:
+            raise TooLarge("body takes more memory than this process has for requests: send it in parts")
         self._budget._take(size)
         self.size += size
 

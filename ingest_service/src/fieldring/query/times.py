@@ -13,8 +13,10 @@ __all__ = ["format_time", "parse_time"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_DAY = _EPOCH.toordinal()
 _LIMIT_MS = 253_402_300_800_000
-_NUMBER = re.compile(r"-?\d{1,18}")
-_RFC_3339 = re.compile(r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d+))?([Zz]|[+-]\d{2}:\d{2})?)?")
+_NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
+_RFC_3339 = re.compile(
+    r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d+))?([Zz]|[+-]\d{2}:\d{2})?)?", re.ASCII
+)
 
 
 def parse_time(text: str, *, name: str) -> int:

@@ -140,8 +140,8 @@ class Probes:
         self._checks = checks
         self._trusted = _trusted_header(trusted_header)
         self.routes: dict[str, dict[str, Handler]] = {
-            "/health": {"GET": self._health},
-            "/ready": {"GET": self._ready},
+            "/health": {"GET": self._health, "HEAD": self._health},
+            "/ready": {"GET": self._ready, "HEAD": self._ready},
             "/metrics": {"GET": self._metrics},
         }
 

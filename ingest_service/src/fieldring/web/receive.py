@@ -29,6 +29,7 @@ from fieldring.errors import (
     TooLarge,
     Unavailable,
 )
+from fieldring.http.asgi import refuse_upgrade
 from fieldring.http.errors import MAX_REPORTED_LINES, refused_lines
 from fieldring.http.limits import ByteBudget, Places, Reservation, unpack, unpack_snappy
 from fieldring.http.quota import Quotas
@@ -244,12 +245,16 @@ class Receive(Probes):
         return await self._write_lines(request, spooled_status=WHOLE_WRITES["/api/v2/write"])
 
     async def _write_lines(self, request: Request, *, spooled_status: int) -> Answer:
-        decode = self._line_decoder(request.query)
-        return await self._write(request, decode, spooled_status=spooled_status, piece_bytes=PIECE_BYTES)
+        precision = request.query.get("precision") or "ns"
+        return await self._write(
+            request,
+            self._line_decoder(precision),
+            spooled_status=spooled_status,
+            piece_bytes=PIECE_BYTES,
+            check=lambda _: line_protocol.check_precision(precision),
+        )
 
-    def _line_decoder(self, query: Mapping[str, str]) -> Callable[[bytes], Iterator[Decoded]]:
-        precision = query.get("precision") or "ns"
-        line_protocol.check_precision(precision)
+    def _line_decoder(self, precision: str) -> Callable[[bytes], Iterator[Decoded]]:
         return functools.partial(
             line_protocol.decode_in_pieces,
             precision=precision,
@@ -407,11 +412,12 @@ class Receive(Probes):
 
         try:
             words = query_of(query)
-            decode = self._line_decoder(words)
             identity = self.tokens.authenticate(
                 headers.get(b"authorization", b"").decode("latin-1") or None, words
             )
             identity.require("write")
+            precision = words.get("precision") or "ns"
+            line_protocol.check_precision(precision)
             self._quotas.check(identity)
             for places in (self._requests, self._commits):
                 places.take()
@@ -422,6 +428,7 @@ class Receive(Probes):
                 places.give_back()
             answer(self.failure("POST", path, error))
             return
+        decode = self._line_decoder(precision)
         work = _Work(identity, [body], "", decode, PIECE_BYTES, reservation, done)
         self._gather(work, asyncio.get_running_loop())
 
@@ -463,6 +470,7 @@ class Receive(Probes):
 
         The deadline is for the next part, not for the whole: a slow link is no offence.
         """
+        refuse_upgrade(request.headers)
         limit = self._settings.body_max_bytes
         too_large = f"body is larger than {limit} bytes: send it in parts"
         length = request.headers.get(b"content-length", b"")
@@ -624,7 +632,7 @@ class Receive(Probes):
         if statement == "show databases":
             series = {"name": "databases", "columns": ["name"], "values": [["fieldring"]]}
             result["series"] = [series]
-        elif not re.fullmatch(r"create database \S+( with .*)?", statement):
+        elif not re.fullmatch(r"create database (\"([^\"\\]|\\.)+\"|\S+)( with .*)?", statement):
             raise InvalidRequest(
                 "only 'show databases' and 'create database' are answered here; read with /v1/points"
             )

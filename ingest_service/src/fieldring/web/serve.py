@@ -315,9 +315,10 @@ def _time(arguments: dict[str, str], name: str) -> int | None:
 def _flags(text: str | None) -> frozenset[Flag] | None:
     if not text:
         return None
+    known_flags = {str(int(flag)): flag for flag in Flag}
     try:
-        return frozenset(Flag(int(part)) for part in text.split(","))
-    except ValueError:
+        return frozenset(known_flags[part.strip()] for part in text.split(","))
+    except KeyError:
         known = ", ".join(str(int(flag)) for flag in Flag)
         raise InvalidRequest(
             f"flags is {text[:40]!r}, but must be some of {known}, joined by commas"

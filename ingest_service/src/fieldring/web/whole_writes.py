@@ -12,7 +12,8 @@ from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from fieldring.web.probes import Answer
+from fieldring.errors import InvalidRequest
+from fieldring.web.probes import Answer, error_to_answer
 
 __all__ = ["TakesWholeWrites", "WholeWriteProtocol"]
 
@@ -109,6 +110,16 @@ class WholeWriteProtocol(HttpToolsProtocol):
                 super().on_headers_complete()
                 for part in held:
                     super().on_body(part)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is answered in the one shape of errors too."""
+        made = error_to_answer(InvalidRequest(f"not a valid HTTP request: {msg}"))
+        content = [STATUS_LINE[400]]
+        for name, value in (*self.server_state.default_headers, *made.headers):
+            content += (name, b": ", value, b"\r\n")
+        content += (b"content-length: %d\r\nconnection: close\r\n\r\n" % len(made.body), made.body)
+        self.transport.write(b"".join(content))
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._held = None

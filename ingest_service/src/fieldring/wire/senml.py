@@ -45,7 +45,7 @@ class _Record(msgspec.Struct, gc=False):
     bu: str | None = None
     bv: float | None = None
     bs: float | None = None
-    bver: int | None = None
+    bver: float | None = None
     n: str = ""
     u: str | None = None
     v: float | None = None
@@ -62,7 +62,7 @@ class _Base(msgspec.Struct, gc=False):
     bu: str | None = None
     bv: float | None = None
     bs: float | None = None
-    bver: int | None = None
+    bver: float | None = None
 
 
 class _Refused(Exception):  # noqa: N818
@@ -201,7 +201,9 @@ def _refuse_tag(tag: cbor2.CBORTag, *_: object) -> Any:
 
 
 def _decode_cbor(body: bytes, pack: _Pack) -> None:
-    stream = BytesIO(body)
+    # RFC 8949, 3.4.6: a tag that says nothing but that this is CBOR.
+    stream = BytesIO(body.removeprefix(b"\xd9\xd9\xf7"))
+    length = len(stream.getbuffer())
     try:
         records = cbor2.CBORDecoder(
             stream,
@@ -215,7 +217,7 @@ def _decode_cbor(body: bytes, pack: _Pack) -> None:
         raise InvalidRequest(f"body is not a CBOR array of SenML records: {str(cause)[:200]}") from None
     if not isinstance(records, list):
         raise InvalidRequest("body is not a CBOR array of SenML records: it holds something else")
-    if stream.tell() != len(body):
+    if stream.tell() != length:
         raise InvalidRequest(f"body goes on after the CBOR array, which ends at byte {stream.tell()}")
     for count, item in enumerate(records, 1):
         if isinstance(item, dict):
@@ -329,8 +331,8 @@ class _Pack:
             self._more_errors += 1
 
     def rebase(self, record: _Record | _Base) -> None:
-        if record.bver is not None and not 1 <= record.bver <= _VERSION:
-            raise InvalidRequest(f"SenML version {record.bver} is not spoken here, only up to {_VERSION}")
+        if record.bver is not None and not (1 <= record.bver <= _VERSION and record.bver == int(record.bver)):
+            raise InvalidRequest(f"SenML version {record.bver:g} is not spoken here, only up to {_VERSION}")
         if record.bn is not None:
             self._bn = record.bn
         if record.bt is not None:
