@@ -110,11 +110,11 @@ def test_modes_are_quoted(role: Path) -> None:
 
 def test_every_refusal_id_is_documented_and_tested() -> None:
     """An ID on the screen leads to a page, and some test shows the refusal."""
-    pattern = re.compile(r"\b(?:BH|BU|CA|CH|CN|IC|LB|MO|NM|SB|SG)-\d{3}\b")
+    pattern = re.compile(r"\b(?:BH|BU|CA|CH|CN|CO|IC|LB|MO|NM|SB|SG)-\d{3}\b")
     used = {
         found
-        for role in ROLES
-        for path in role.rglob("*")
+        for folder in [*ROLES, ROOT / "playbooks"]
+        for path in folder.rglob("*")
         if path.is_file() and path.suffix in {".yml", ".py", ".j2"}
         for found in pattern.findall(path.read_text(encoding="utf-8"))
     }
