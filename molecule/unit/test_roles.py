@@ -101,6 +101,21 @@ def test_role_has_a_readme_that_names_it(role: Path) -> None:
     assert role.name in (role / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_new_certificate_is_served_whatever_comes_after_it() -> None:
+    """Handlers run at the end of site_ca: on a first run before the services that they reload are there."""
+    leaf = ROOT / "roles" / "site_ca" / "tasks" / "leaf.yml"
+    assert load(leaf)[-1]["ansible.builtin.meta"] == "flush_handlers"
+    listening = [
+        (role.name, handler)
+        for role in ROLES
+        for handler in load(role / "handlers" / "main.yml") or []
+        if handler.get("listen") == "host certificate changed" and role.name != "site_ca"
+    ]
+    assert {"cassandra_node", "load_balancer", "sensor_gateway"} <= {name for name, _ in listening}
+    for name, handler in listening:
+        assert re.search(r"Could not find the requested service|is-active", str(handler)), name
+
+
 def test_modes_are_quoted(role: Path) -> None:
     """An unquoted 0644 is another number."""
     for path in role.rglob("*.yml"):
