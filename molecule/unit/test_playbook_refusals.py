@@ -50,6 +50,14 @@ def test_root_on_the_hosts_alone_is_no_reason(tmp_path: Path) -> None:
     assert "OS-100 no manifest given" in said
 
 
+def test_a_rotation_of_certificates_covers_the_whole_site(tmp_path: Path) -> None:
+    """CA-106: a gateway that is left out would be cut off; a ring node that is declared absent may be."""
+    absent = {"cassandra_node_absent_hosts": ["ring2", "gateway1"]}
+    said = run(tmp_path, "rotate_certificates.yml", "--limit", "all:!gateway1:!ring2", **absent)
+    assert not said.startswith("status 0 ")
+    assert "CA-106: this run leaves out gateway1." in said
+
+
 def _first(playbook: Path) -> Path | None:
     imported = load(playbook)[0].get("ansible.builtin.import_playbook")
     return (playbook.parent / imported).resolve() if imported else None
