@@ -116,6 +116,19 @@ def test_a_new_certificate_is_served_whatever_comes_after_it() -> None:
         assert re.search(r"Could not find the requested service|is-active", str(handler)), name
 
 
+def test_no_secret_stands_on_a_command_line(role: Path) -> None:
+    """A task's environment does: Ansible writes it before the command that it runs on the host."""
+    for path in task_files(role):
+        for task in tasks(path):
+            given = [task.get("environment")]
+            for module in ("ansible.builtin.command", "ansible.builtin.shell"):
+                words = task.get(module)
+                given += [words.get("argv"), words.get("cmd")] if isinstance(words, dict) else [words]
+            assert not re.search(r"\{\{[^}]*_(password|token|secret)s?\b", str(given)), (
+                f"{path}: {task['name']}"
+            )
+
+
 def test_modes_are_quoted(role: Path) -> None:
     """An unquoted 0644 is another number."""
     for path in role.rglob("*.yml"):
