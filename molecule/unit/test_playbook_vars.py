@@ -40,3 +40,16 @@ def test_a_site_without_gateways_has_tokens_for_people() -> None:
     """An inventory may have no such group."""
     found = value("ingest.yml", "ingest_container_tokens", groups={}, **TOKENS)
     assert ["writer", "reader", "reviewer", "monitor"] == [entry["id"] for entry in found]
+
+
+def test_ingest_hosts_are_reached_by_their_own_port_and_any_address() -> None:
+    """An IPv6 address stands in brackets; 443 needs no word, but for such an address."""
+    hostvars = {
+        "a": {"host_address": "192.0.2.21"},
+        "b": {"host_address": "192.0.2.22", "load_balancer_port": 8443},
+        "c": {"host_address": "2001:db8::21"},
+    }
+    found = value(
+        "gateways.yml", "sensor_gateway_upstream_urls", groups={"ingest": list(hostvars)}, hostvars=hostvars
+    )
+    assert ["https://192.0.2.21", "https://192.0.2.22:8443", "https://[2001:db8::21]:443"] == found
