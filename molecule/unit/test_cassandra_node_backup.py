@@ -165,6 +165,86 @@ def test_schema_of_a_snapshot_loses_its_id() -> None:
     )
 
 
+def repository(folder: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: int, **more: Any) -> Any:
+    """A repository whose restic says `said` of its configuration and ends with `code`; it notes all calls."""
+    program = folder / "restic"
+    (folder / "said").write_text(said)
+    program.write_text(
+        f'#!/bin/sh\necho "$*" >> {folder}/asked\ncase "$*" in\n'
+        f"  *'cat config') cat {folder}/said >&2; exit {code} ;;\nesac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return backup.Repository("/srv/backup/main/ring1", password="x", environment={}, options=[], **more)
+
+
+def made(folder: Path) -> bool:
+    """Whether restic was told to make a repository."""
+    return any(line.endswith(" init") for line in (folder / "asked").read_text().splitlines())
+
+
+WHERE = "\nIs there a repository at the following location?\n/srv/backup/main/ring1\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (f"Fatal: unable to open config file: stat /srv/x/config: no such file or directory{WHERE}", 1),
+        (f"Fatal: unable to open config file: Lstat: file does not exist{WHERE}", 1),
+        (f"Fatal: unable to open config file: Stat: The specified key does not exist.{WHERE}", 1),
+        ("Fatal: repository does not exist: unable to open config file", 10),
+    ],
+)
+def test_a_repository_is_made_where_there_is_none(
+    said: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As restic 0.14 says it of a path, over SSH and of S3, and 0.17 by its exit code."""
+    assert repository(tmp_path, monkeypatch, said, code).create()
+    assert made(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (f"Fatal: unable to open config file: Stat: Access Denied.{WHERE}", 1),
+        (f"Fatal: unable to open config file: stat /srv/x/config: permission denied{WHERE}", 1),
+        ("subprocess ssh: no such file or directory\nFatal: unable to start the sftp session: EOF\n", 1),
+        ("Fatal: wrong password or no key found", 1),
+        ("Fatal: unable to open repository: dial tcp: lookup storage: host does not exist", 1),
+    ],
+)
+def test_storage_that_fails_is_no_empty_storage(
+    said: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error with restic's words, and nothing is made."""
+    with pytest.raises(backup.BackupError, match="restic cat on /srv/backup/main/ring1") as refused:
+        repository(tmp_path, monkeypatch, said, code).create()
+    assert said.strip().splitlines()[0] in str(refused.value)
+    assert not made(tmp_path)
+
+
+def test_a_repository_that_vanished_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CN-152: most likely it is not mounted. The file that remembers it is named, for who means it."""
+    said = f"Fatal: unable to open config file: stat /srv/x/config: no such file or directory{WHERE}"
+    missing = repository(tmp_path, monkeypatch, said, 1, remembered_in="/data/backup_known.json")
+    for ask in (missing.exists, missing.create):
+        with pytest.raises(backup.BackupError, match=r"CN-152: .* remove /data/backup_known\.json"):
+            ask()
+    assert not made(tmp_path)
+
+
+def test_a_node_remembers_where_it_wrote(tmp_path: Path) -> None:
+    """The file of a node that did not name the place yet was written after a backup to the present one."""
+    path = tmp_path / "backup_known.json"
+    assert {"repositories": [], "files": {}} == backup.remembered(path, "/here")
+    path.write_text(json.dumps({"ks/t/a-Data.db": [1, 2, "x"]}))
+    assert {"repositories": ["/here"], "files": {"ks/t/a-Data.db": [1, 2, "x"]}} == backup.remembered(
+        path, "/here"
+    )
+    path.write_text(json.dumps({"repositories": ["/there"], "files": {}}))
+    assert {"repositories": ["/there"], "files": {}} == backup.remembered(path, "/here")
+
+
 SCRIPT = """#!/bin/sh
 exec /usr/bin/java -XX:+UseSerialGC -Xmx128M \\
   --add-exports java.base/x=ALL-UNNAMED \\

@@ -101,6 +101,34 @@ def test_role_has_a_readme_that_names_it(role: Path) -> None:
     assert role.name in (role / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_new_certificate_is_served_whatever_comes_after_it() -> None:
+    """Handlers run at the end of site_ca: on a first run before the services that they reload are there."""
+    leaf = ROOT / "roles" / "site_ca" / "tasks" / "leaf.yml"
+    assert load(leaf)[-1]["ansible.builtin.meta"] == "flush_handlers"
+    listening = [
+        (role.name, handler)
+        for role in ROLES
+        for handler in load(role / "handlers" / "main.yml") or []
+        if handler.get("listen") == "host certificate changed" and role.name != "site_ca"
+    ]
+    assert {"cassandra_node", "load_balancer", "sensor_gateway"} <= {name for name, _ in listening}
+    for name, handler in listening:
+        assert re.search(r"Could not find the requested service|is-active", str(handler)), name
+
+
+def test_no_secret_stands_on_a_command_line(role: Path) -> None:
+    """A task's environment does: Ansible writes it before the command that it runs on the host."""
+    for path in task_files(role):
+        for task in tasks(path):
+            given = [task.get("environment")]
+            for module in ("ansible.builtin.command", "ansible.builtin.shell"):
+                words = task.get(module)
+                given += [words.get("argv"), words.get("cmd")] if isinstance(words, dict) else [words]
+            assert not re.search(r"\{\{[^}]*_(password|token|secret)s?\b", str(given)), (
+                f"{path}: {task['name']}"
+            )
+
+
 def test_modes_are_quoted(role: Path) -> None:
     """An unquoted 0644 is another number."""
     for path in role.rglob("*.yml"):
@@ -110,11 +138,11 @@ def test_modes_are_quoted(role: Path) -> None:
 
 def test_every_refusal_id_is_documented_and_tested() -> None:
     """An ID on the screen leads to a page, and some test shows the refusal."""
-    pattern = re.compile(r"\b(?:BH|BU|CA|CH|CN|IC|LB|MO|NM|SB|SG)-\d{3}\b")
+    pattern = re.compile(r"\b(?:BH|BU|CA|CH|CN|CO|IC|LB|MO|NM|SB|SG)-\d{3}\b")
     used = {
         found
-        for role in ROLES
-        for path in role.rglob("*")
+        for folder in [*ROLES, ROOT / "playbooks"]
+        for path in folder.rglob("*")
         if path.is_file() and path.suffix in {".yml", ".py", ".j2"}
         for found in pattern.findall(path.read_text(encoding="utf-8"))
     }

@@ -5,15 +5,19 @@ from __future__ import annotations
 import datetime as dt
 import importlib.util
 import ipaddress
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import jinja2
 import pytest
+from ansible.plugins.test.core import skipped
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from repository import ROOT
+from repository import ROOT, tasks
 
 NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
 NAMES = ["ring1", "192.0.2.1", "2001:db8::1"]
@@ -74,6 +78,15 @@ def test_a_good_leaf_stays(judge: ModuleType, days: int) -> None:
     assert reasons(judge, leaf, names=NAMES[::-1]) == []
 
 
+@pytest.mark.parametrize(("days", "words"), [(18, ""), (17, "renewed below 18")])
+def test_a_leaf_that_ends_with_its_ca_stays(judge: ModuleType, days: int, words: str) -> None:
+    """While a CA that ends soon is changed, renewing again in every run would gain nothing."""
+    ending = certificate(CA_KEY, ca_key=CA_KEY, names=["CA"], days=20)
+    found = reasons(judge, certificate(KEY, ca_key=CA_KEY, names=NAMES, days=days), ca=ending)
+    assert bool(words) == bool(found)
+    assert all(words in reason for reason in found)
+
+
 def test_an_address_written_otherwise_is_the_same_address(judge: ModuleType) -> None:
     leaf = certificate(KEY, ca_key=CA_KEY, names=NAMES, days=300)
     assert reasons(judge, leaf, names=["ring1", "192.0.2.1", "2001:0db8:0::1"]) == []
@@ -109,3 +122,31 @@ def test_without_a_ca_nothing_is_judged(judge: ModuleType) -> None:
     assert reasons(judge, leaf, ca=b"") == ["the site's CA does not exist yet"]
     assert judge.ca_days_left(b"", now=NOW) is None
     assert judge.ca_days_left(CA, now=NOW) == 3650
+
+
+def may_sign(**variables: Any) -> bool:
+    """What CA-103 says of `variables`."""
+    (task,) = (
+        task for task in tasks(ROOT / "roles/site_ca/tasks/leaf.yml") if "CA-103" in task.get("name", "")
+    )
+    environment = jinja2.Environment()
+    environment.tests.update(file=lambda path: Path(path).is_file(), skipped=skipped)
+    judged = environment.compile_expression(task["ansible.builtin.assert"]["that"])
+    facts = {"site_ca_leaf_renew_before_days": 30, "_site_ca_next_certificate": "/nowhere", **variables}
+    return bool(judged(facts))
+
+
+@pytest.mark.parametrize(("days", "allowed"), [(None, True), (31, True), (30, False), (-1, False)])
+def test_a_ca_that_ends_too_soon_does_not_sign(days: int | None, allowed: bool) -> None:
+    """CA-103; without a CA there is nothing to refuse yet."""
+    assert allowed == may_sign(__site_ca_leaf={"ca_days_left": days})
+
+
+def test_a_ca_that_is_being_changed_may_end_soon(tmp_path: Path) -> None:
+    """CA-103 asks for the change, so it does not stop it; nor its check run, which makes no next CA."""
+    following = tmp_path / "ca.next.pem"
+    following.touch()
+    ending = {"ca_days_left": 20}
+    assert may_sign(__site_ca_leaf=ending, _site_ca_next_certificate=str(following))
+    assert may_sign(__site_ca_leaf=ending, __site_ca_change_announced={"changed": True})
+    assert not may_sign(__site_ca_leaf=ending, __site_ca_change_announced={"skipped": True})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import string
 import sys
 
 import pytest
-from repository import ROOT
+from repository import ROOT, load
 
 sys.path.insert(0, str(ROOT / "playbooks" / "module_utils"))
 
-from site_manifest import Known, Problem, check
+from site_manifest import FORWARDER, SENSOR, Known, Problem, check
 
 GOOD = """\
 site: harbour
@@ -52,7 +54,9 @@ def test_the_same_site_again_is_accepted() -> None:
         ("  address: 192.0.2.31", "  address: 192.0.2.11", 5, "belongs to ring1"),
         ("  - id: harbour-pm", "  - id: harbour-no2", 8, "stands on line 7"),
         ("  - id: harbour-pm", "  - id: park-no2", 8, "sensor of park-gateway"),
-        ("  - id: harbour-pm", "  - id: a/+", 8, "which MQTT needs"),
+        ("  - id: harbour-pm", "  - id: a/+", 8, "not / + # :"),
+        ("  - id: harbour-pm", "  - id: urn:dev:1", 8, "not / + # :"),
+        ("  - id: harbour-pm", "  - id: fieldring-forwarder", 8, "forwarder's own account"),
         ("  - id: harbour-pm", "  - harbour-pm", 8, "must be a mapping"),
         ("  - id: harbour-pm", "  - id: harbour-pm\n    unit: x", 9, "unit is not known"),
         ("site: harbour", "site: [", 3, "not YAML"),
@@ -63,6 +67,16 @@ def test_a_problem_names_its_line_and_what_to_do(old: str, new: str, line: int, 
     manifest, problems = check(GOOD.replace(old, new), known=KNOWN)
     assert manifest is None
     assert [problem for problem in problems if problem.line == line and words in problem.message], problems
+
+
+def test_no_name_passes_that_the_gateway_refuses() -> None:
+    """SG-103 would stop the run after the site was added to the inventory."""
+    role = load(ROOT / "roles" / "sensor_gateway" / "vars" / "main.yml")
+    names = [f"a{character}1" for character in string.printable]
+    taken = [name for name in names if SENSOR.fullmatch(name)]
+    assert "a-1" in taken
+    assert [name for name in taken if not re.match(role["_sensor_gateway_device_pattern"], name)] == []
+    assert role["_sensor_gateway_account"] == FORWARDER
 
 
 def test_all_problems_are_told_at_once_in_line_order() -> None:

@@ -19,8 +19,10 @@ from ruamel.yaml.error import MarkedYAMLError
 __all__ = ["Known", "Problem", "check"]
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
-# MQTT's wildcards and level separator would let one device's topic match another's.
-SENSOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,126}")
+# MQTT's wildcards and level separator would let one device's topic match another's, and a colon ends a name
+# in the password file: nothing that the role sensor_gateway refuses (SG-103).
+SENSOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,126}")
+FORWARDER = "fieldring-forwarder"
 
 # key → (type, required, what it is)
 _FIELDS: dict[str, dict[str, tuple[type, bool, str]]] = {
@@ -149,8 +151,13 @@ def _check_sensors(sensors: Any, gateway: str, known: Known, problems: list[Prob
             problems.append(
                 Problem(
                     line,
-                    f"{label}id is {name!r}: use letters, digits, . _ : - (not / + #, which MQTT needs)",
+                    f"{label}id is {name!r}: use letters, digits, . _ - (not / + # :, which topics and "
+                    "passwords need)",
                 )
+            )
+        if name == FORWARDER:
+            problems.append(
+                Problem(line, f"{label}id {name} is the forwarder's own account: choose another name")
             )
         if name in seen:
             problems.append(

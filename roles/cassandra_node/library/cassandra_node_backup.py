@@ -79,6 +79,7 @@ from ansible.module_utils.cassandra_node_backup import (
     location,
     no_room,
     nodetool,
+    remembered,
     restore_verdict,
     sha256,
     whole_backups,
@@ -97,13 +98,17 @@ class Node:
         self.staging = self.data / "backup"
         self.fetched = self.data / "restore"
         self.known_file = self.data / "backup_known.json"
+        self.own = location(params["repository"], params["ring"], params["node"])
 
     def repository(self, node=None):
+        url = location(self.params["repository"], self.params["ring"], node or self.params["node"])
+        known = url in remembered(self.known_file, self.own)["repositories"]
         return Repository(
-            location(self.params["repository"], self.params["ring"], node or self.params["node"]),
+            url,
             password=self.params["password"],
             environment={key: str(value) for key, value in self.params["environment"].items()},
             options=self.options,
+            remembered_in=str(self.known_file) if known else "",
         )
 
     def list(self):
@@ -126,7 +131,8 @@ class Node:
             if folder.is_dir() and is_backed_up(folder.name, self.params["keyspaces"])
         ]
         try:
-            known = json.loads(self.known_file.read_text()) if self.known_file.is_file() else {}
+            memory = remembered(self.known_file, self.own)
+            known = memory["files"]
             live = [k for k in keyspaces if k in self.live_keyspaces()]
             if not live:
                 raise BackupError(
@@ -169,7 +175,10 @@ class Node:
                 raise BackupError(
                     f"the manifest read back from {repository.url} is another than the one written"
                 )
-            fresh = {name: known[name] for name in files}
+            fresh = {
+                "repositories": sorted({*memory["repositories"], self.own}),
+                "files": {name: known[name] for name in files},
+            }
             self.known_file.write_text(json.dumps(fresh))
             self.known_file.chmod(0o600)
         finally:

@@ -26,10 +26,27 @@ NODETOOL = "org.apache.cassandra.tools.NodeTool"
 LOADER = "org.apache.cassandra.tools.BulkLoader"
 NAME = re.compile(r"^[0-9]{8}T[0-9]{6}Z$")
 BLOCK = 1 << 20
+# Exit code of restic 0.17 and later; the words of those before, for a path, SSH and S3. What it adds to every
+# such failure ("Is there a repository at ...?") says nothing.
+NO_REPOSITORY = 10
+ABSENT = re.compile(
+    r"unable to open config file: (?:stat .*: no such file or directory|Lstat: file does not exist"
+    r"|Stat: The specified (?:key|bucket) does not exist\.?)$",
+    re.MULTILINE,
+)
 
 
 class BackupError(Exception):
     """What was asked for cannot or must not be done."""
+
+
+class ResticError(BackupError):
+    """What restic said when it failed, and its exit code."""
+
+    def __init__(self, message: str, *, code: int, said: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.said = said
 
 
 def is_backed_up(keyspace: str, wanted: Iterable[str]) -> bool:
@@ -231,6 +248,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def remembered(path: Path, url: str) -> dict[str, Any]:
+    """What a node keeps between its backups: where it wrote them, and what it knows of files."""
+    if not path.is_file():
+        return {"repositories": [], "files": {}}
+    held = json.loads(path.read_text())
+    # Before it named them, it was written after a backup only.
+    return held if "repositories" in held else {"repositories": [url], "files": held}
+
+
 def files_below(folder: Path, known: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """{relative path: {size, sha256}}.
 
@@ -268,10 +294,22 @@ def link_snapshots(data: Path, staging: Path) -> list[str]:
 
 
 class Repository:
-    """One restic repository. Secrets go by the environment of the process, never by its arguments."""
+    """One restic repository. Secrets go by the environment of the process, never by its arguments.
 
-    def __init__(self, url: str, *, password: str, environment: dict[str, str], options: list[str]) -> None:
+    `remembered_in` is the file that says so where this node has written to it before, else "".
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        password: str,
+        environment: dict[str, str],
+        options: list[str],
+        remembered_in: str = "",
+    ) -> None:
         self.url = url
+        self.remembered_in = remembered_in
         self.options = options
         self.environment = {
             **os.environ,
@@ -290,19 +328,25 @@ class Repository:
             check=False,
         )
         if done.returncode not in ok:
-            said = (done.stderr or done.stdout).strip().splitlines()
-            raise BackupError(f"restic {arguments[0]} on {self.url}: {' | '.join(said[-4:])[-600:]}")
+            said = (done.stderr or done.stdout).strip()
+            message = f"restic {arguments[0]} on {self.url}: {' | '.join(said.splitlines()[-4:])[-600:]}"
+            raise ResticError(message, code=done.returncode, said=said)
         return done.stdout
 
     def exists(self) -> bool:
+        """Only restic's own word for it means that there is none: storage that fails is an error."""
         try:
             self.run("cat", "config")
-        except BackupError as error:
-            if re.search(
-                r"does not exist|no such file|unable to open config file|Is there a repository", str(error)
-            ):
-                return False
-            raise
+        except ResticError as error:
+            if error.code != NO_REPOSITORY and not ABSENT.search(error.said):
+                raise
+            if self.remembered_in:
+                raise BackupError(
+                    f"CN-152: there is no repository at {self.url}, but this node has written backups there. "
+                    "Is the storage mounted, and the right one? Nothing was changed. If those backups were "
+                    f"given up on purpose, remove {self.remembered_in} on the node: then a new one is made."
+                ) from error
+            return False
         return True
 
     def create(self) -> bool:

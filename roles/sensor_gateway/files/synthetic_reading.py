@@ -1,12 +1,11 @@
 """Sends one reading as a device would and waits until it can be read back. Runs in the gateway's venv.
 
-Arguments and secrets come in the environment; prints one JSON object.
+Reads its arguments, secrets among them, as one JSON object from stdin; prints one JSON object.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 
@@ -20,14 +19,14 @@ CA = "/etc/fieldring/tls/ca.pem"
 
 def main() -> int:
     """Publish, wait for the broker's acknowledgement, then for the value out of the HTTP API."""
-    device = os.environ["ACCEPT_DEVICE"]
-    timeout_s = float(os.environ["ACCEPT_TIMEOUT_SECONDS"])
+    given = json.load(sys.stdin)
+    device, timeout_s = given["device"], float(given["timeout_seconds"])
     now_ms = int(time.time() * 1000)
     value = now_ms % 1_000_000 / 8
     client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=f"acceptance-{now_ms}")
-    client.username_pw_set(device, os.environ["ACCEPT_PASSWORD"])
+    client.username_pw_set(device, given["password"])
     client.tls_set(ca_certs=CA)
-    client.connect(os.environ["ACCEPT_ADDRESS"], int(os.environ["ACCEPT_PORT"]))
+    client.connect(given["address"], int(given["port"]))
     client.loop_start()
     started = time.monotonic()
     pack = [{"bn": f"{device}:", "n": METRIC, "t": now_ms / 1000, "v": value}]
@@ -41,8 +40,8 @@ def main() -> int:
     client.loop_stop()
 
     reason = "it is not there"
-    url, token = os.environ["ACCEPT_URL"], os.environ["ACCEPT_READ_TOKEN"]
-    with Client(url, token=token, ca_file=CA, retry_for_s=0) as api:
+    url = given["url"]
+    with Client(url, token=given["read_token"], ca_file=CA, retry_for_s=0) as api:
         while time.monotonic() - started < timeout_s:
             try:
                 found = list(api.read(device, metric=METRIC, start=now_ms, end=now_ms + 1))

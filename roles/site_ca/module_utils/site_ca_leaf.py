@@ -97,7 +97,8 @@ def leaf_reasons(
     spki = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if leaf.public_key().public_bytes(*spki) != key.public_key().public_bytes(*spki):
         reasons.append("the certificate does not belong to the key")
-    if not signed_by(leaf, x509.load_pem_x509_certificate(ca_pem)):
+    ca = x509.load_pem_x509_certificate(ca_pem)
+    if not signed_by(leaf, ca):
         reasons.append("the certificate is not signed by the site's CA")
     wanted, held = set(typed_names(names)), alternative_names(leaf)
     if wanted != held:
@@ -105,8 +106,10 @@ def leaf_reasons(
             f"the certificate names {', '.join(sorted(held))}; wanted are {', '.join(sorted(wanted))}"
         )
     left = days_left(leaf, now=now)
-    if left < renew_before_days:
-        reasons.append(f"the certificate has {left} days left; it is renewed below {renew_before_days}")
+    # A leaf is issued for a day less than its CA has: a new one would hold no longer than one near that.
+    renew_below = min(renew_before_days, days_left(ca, now=now) - 2)
+    if left < renew_below:
+        reasons.append(f"the certificate has {left} days left; it is renewed below {renew_below}")
     age = days_since_issue(leaf, now=now)
     if 0 <= renew_older_than_days <= age:
         reasons.append(f"the certificate is {age} days old; this run renews from {renew_older_than_days} on")
