@@ -690,6 +690,7 @@ class FilterModule:
         return {
             "cassandra_node_gate": verdict,
             "cassandra_node_gate_summary": summary,
+            "cassandra_node_normal_address": normal_address,
             "cassandra_node_outage_plan": outage_plan,
             "cassandra_node_restart_steps": restart_steps,
             "cassandra_node_pending_restart": pending_restart,
