@@ -112,6 +112,16 @@ class Ring:
                 view["live"].remove(address)
                 view["unreachable"].append(address)
 
+    def drain(self, name: str, mode: str = "DRAINED") -> None:
+        """It runs and speaks, has told the others that it goes, and serves nobody."""
+        address = self.address(name)
+        for view in self.others(name):
+            view["live"].remove(address)
+            view["unreachable"].append(address)
+            view["answering"].pop(address)
+        self.views[name].update(mode=mode, kind="drained")
+        self.views[name]["cql_check"] = {"error": "NoHostAvailable", "keyspaces": {}}
+
     def judge(self, mode: str = "touch", *subjects: str, **other: Any) -> dict[str, Any]:
         if not subjects and mode != "report":
             subjects = ("ring1",)
@@ -197,6 +207,13 @@ class TestDown:
         assert ids(ring.judge("repairing", "ring3")) != []
         ring.views["ring2"] = None
         assert ids(ring.judge("repairing", "ring2")) == []
+
+    def test_drained_node_is_to_be_started_anew(self, ring: Ring) -> None:
+        """No touch of it passes while the others call it down; it passes as what is to be repaired."""
+        ring.drain("ring2")
+        assert {"CN-208", "CN-211", "CN-215", "CN-216"} == set(ids(ring.judge("touch", "ring2")))
+        assert ids(ring.judge("repairing", "ring2")) == []
+        assert "CN-211" in ids(ring.judge("repairing", "ring3"))
 
     def test_second_node_down_while_one_is_repaired(self, ring: Ring) -> None:
         """Repairing one does not excuse another."""
@@ -326,6 +343,12 @@ class TestOutage:
         ring.kill("ring3", noticed=True)
         assert self.plan(ring) == {"seeds": [], "others": ["ring3"], "refusals": []}
 
+    def test_some_are_drained(self, ring: Ring) -> None:
+        """They serve as little as those that are down."""
+        ring.drain("ring2")
+        ring.drain("ring3", "DRAINING")
+        assert self.plan(ring) == {"seeds": ["ring2"], "others": ["ring3"], "refusals": []}
+
     def test_one_disk_is_empty(self, ring: Ring) -> None:
         """CN-112: it would come up with no data."""
         ring.kill("ring3", noticed=True)
@@ -364,6 +387,15 @@ class TestUpgrade:
         assert [(step["mode"], step["subjects"]) for step in planned["steps"]] == [
             ("repairing", ["ring2"]),
             ("touch", ["ring1"]),
+        ]
+
+    def test_interrupted_in_the_drain(self, ring: Ring) -> None:
+        """Such a node is down, whatever version it runs, and is named once."""
+        ring.drain("ring2")
+        planned = self.plan(ring, "5.0.9", ring1="5.0.8", ring2="5.0.8", ring3="5.0.9")
+        assert [(step["mode"], step["subjects"], step["why"]) for step in planned["steps"]] == [
+            ("repairing", ["ring2"], "it is drained"),
+            ("touch", ["ring1"], "5.0.8 -> 5.0.9"),
         ]
 
     def test_back(self, ring: Ring) -> None:
@@ -693,6 +725,27 @@ class TestSteps:
             ("touch", ["ring1"]),
         ]
 
+    @pytest.mark.parametrize("mode", ["DRAINING", "DRAINED"])
+    def test_what_is_drained_is_down(self, ring: Ring, mode: str) -> None:
+        """Interrupted in the drain, or CN-220: in mode touch the gate would never open for it."""
+        ring.drain("ring3", mode)
+        assert restart_steps(ring.peers, views=ring.views) == [
+            {"mode": "repairing", "subjects": ["ring3"], "why": "it is drained"}
+        ]
+
+    def test_rack_that_was_left_drained(self, ring: Ring) -> None:
+        """Interrupted rack by rack: one alone would be refused for the other."""
+        for peer in ring.peers[:2]:
+            peer["rack"] = ring.record["nodes"][peer["name"]]["rack"] = "rack1"
+        for view in ring.views.values():
+            view["nodes"][ring.address("ring2")]["rack"] = "rack1"
+        ring.drain("ring1")
+        ring.drain("ring2")
+        steps = restart_steps(ring.peers, views=ring.views, by="rack")
+        assert steps == [{"mode": "repairing", "subjects": ["ring1", "ring2"], "why": "they are drained"}]
+        assert ids(ring.judge("repairing", "ring1")) != []
+        assert ids(ring.judge("repairing", *steps[0]["subjects"])) == []
+
     def test_hung_node_only_by_name(self, ring: Ring) -> None:
         """Restarting what merely did not answer is for a person to decide."""
         ring.views["ring2"] = {"error": "it hangs", "kind": "hung"}
@@ -721,6 +774,13 @@ class TestParsing:
         assert {entry["rack"] for entry in view["nodes"].values()} == {"rack1", "rack2", "rack3"}
         assert (view["streams"], view["repairs"], view["hints"]) == ([], [], [])
         assert set(view["heartbeats"][0]) == set(view["nodes"])
+
+    @pytest.mark.parametrize("mode", ["DRAINING", "DRAINED"])
+    def test_drained_node(self, mode: str) -> None:
+        """It speaks, and is told from one that serves."""
+        drained = DUMP.replace('"OperationMode": "NORMAL"', f'"OperationMode": "{mode}"')
+        assert ring_view.parse_view(drained, GOSSIP)["kind"] == "drained"
+        assert ring_view.parse_view(DUMP, GOSSIP)["kind"] == ""
 
     def test_nodetool_says_something_else(self) -> None:
         with pytest.raises(Exception, match="no beans"):

@@ -18,6 +18,8 @@ CLOCKS_APART_SECONDS = 1.0
 # Reasons that a busy ring gets over by itself.
 PASSING = frozenset(["CN-209", "CN-210", "CN-211", "CN-212", "CN-213", "CN-214", "CN-216"])
 PORTS = {7000: "other nodes", 9042: "clients"}
+# Kinds of views of nodes that serve nobody until they are started.
+DOWN = ("stopped", "drained")
 
 REPLACE = "replace_cassandra_node"
 AFTER_OUTAGE = "start_cassandra_after_outage"
@@ -467,7 +469,7 @@ def _judge_work(
             reasons.add(
                 "CN-211",
                 f"{name} says that it is {view['mode']}, not NORMAL. Wait until it is done; a node that is "
-                "DRAINED has to be restarted.",
+                "DRAINING or DRAINED stays so: restart_cassandra starts it anew.",
             )
         if view["streams"]:
             reasons.add(
@@ -601,10 +603,11 @@ def restart_steps(
     everything: bool = False,
     by: str = "node",
 ) -> list[dict[str, Any]]:
-    """[{mode, subjects, why}], in order: a node that is down first, then one by one or a rack at a time.
+    """[{mode, subjects, why}], in order: what is down first, then one by one or a rack at a time.
 
     Without `names` and `everything` only nodes of which a changed configuration waits. A node that runs
-    and says nothing is restarted only where it is named.
+    and says nothing is restarted only where it is named. One that was drained is down: the gate opens
+    for no touch while it is, since the others call it so.
     """
     by_name = {str(peer["name"]): peer for peer in peers}
     unknown = sorted(set(names) - set(by_name))
@@ -617,16 +620,29 @@ def restart_steps(
         view = views.get(name) or {}
         if names and name not in names:
             continue
-        if view.get("kind") == "stopped" or (name in names and view.get("error")):
+        if view.get("kind") in DOWN or (name in names and view.get("error")):
             down.append(name)
         elif names or everything or pending_restart(view.get("pending") or []):
             living.append(name)
-    steps = [{"mode": "repairing", "subjects": [name], "why": "it is down"} for name in down]
-    racks: dict[tuple[str, str], list[str]] = {}
-    for name in living:
-        racks.setdefault((str(by_name[name]["dc"]), str(by_name[name]["rack"])), []).append(name)
-    groups = [[name] for name in living] if by == "node" else list(racks.values())
-    for group in groups:
+
+    def groups(among: list[str]) -> list[list[str]]:
+        racks: dict[tuple[str, str], list[str]] = {}
+        for name in among:
+            racks.setdefault((str(by_name[name]["dc"]), str(by_name[name]["rack"])), []).append(name)
+        return [[name] for name in among] if by == "node" else list(racks.values())
+
+    steps = []
+    for group in groups(down):
+        kinds = {(views.get(name) or {}).get("kind") for name in group}
+        why = "drained" if kinds == {"drained"} else "down"
+        steps.append(
+            {
+                "mode": "repairing",
+                "subjects": group,
+                "why": f"{'it is' if len(group) == 1 else 'they are'} {why}",
+            }
+        )
+    for group in groups(living):
         waiting = [
             line for name in group for line in pending_restart((views.get(name) or {}).get("pending") or [])
         ]
@@ -656,7 +672,7 @@ def outage_plan(
     down: dict[bool, list[str]] = {True: [], False: []}
     for peer in sorted(peers, key=lambda peer: str(peer["name"])):
         name = str(peer["name"])
-        if (views.get(name) or {}).get("kind") != "stopped":
+        if (views.get(name) or {}).get("kind") not in DOWN:
             continue
         if name in (record.get("nodes") or {}) and (states.get(name) or {}).get("data") == "empty":
             refusals.append(

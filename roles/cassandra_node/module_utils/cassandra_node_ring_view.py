@@ -51,7 +51,7 @@ QUERY_POOLS = "SELECT name, active_tasks, pending_tasks FROM system_views.thread
 
 
 class SilentNodeError(ViewError):
-    """Why a node says nothing: `stopped`, `silent` (no JMX) or `hung`."""
+    """Why a node says nothing: `stopped`, `silent` (no JMX) or `hung`; one that speaks may be `drained`."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -126,6 +126,8 @@ def parse_view(text: str, gossip: str) -> dict[str, Any]:
     moving = sorted(normal_address(item.split("=")[0]) for item in parse_list(ring["MovingNodes"]))
     return {
         "mode": ring["OperationMode"],
+        # It says all the rest, and serves nobody until it is started anew.
+        "kind": "drained" if ring["OperationMode"] in ("DRAINING", "DRAINED") else "",
         "version": ring["ReleaseVersion"],
         "host_id": ring["LocalHostId"],
         "tokens": sorted(int(token) for token in parse_list(ring["Tokens"])),
