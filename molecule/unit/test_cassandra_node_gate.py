@@ -122,6 +122,13 @@ class Ring:
         self.views[name].update(mode=mode, kind="drained")
         self.views[name]["cql_check"] = {"error": "NoHostAvailable", "keyspaces": {}}
 
+    def declare_absent(self, name: str) -> dict[str, Any]:
+        """It is down and not asked; what the verdict is told of it."""
+        self.kill(name, noticed=True)
+        del self.views[name]
+        self.peers = [peer for peer in self.peers if peer["name"] != name]
+        return {"absent": [name]}
+
     def judge(self, mode: str = "touch", *subjects: str, **other: Any) -> dict[str, Any]:
         if not subjects and mode != "report":
             subjects = ("ring1",)
@@ -301,6 +308,70 @@ class TestDown:
         assert "ring1 is called down by far1, far2, far3" in told(judged)
 
 
+class TestAbsent:
+    """A node on record that was declared absent: down, and not unexpected."""
+
+    @pytest.mark.parametrize("mode", ["return", "report"])
+    def test_is_not_asked_and_may_be_down(self, ring: Ring, mode: str) -> None:
+        """CN-202 and CN-207 without the declaration."""
+        absent = ring.declare_absent("ring3")
+        assert ids(ring.judge(mode, **absent)) == []
+        assert ids(ring.judge(mode)) == ["CN-202", "CN-207"]
+
+    def test_its_copies_are_missing(self, ring: Ring) -> None:
+        """CN-217: with three copies the second of three nodes may not go."""
+        absent = ring.declare_absent("ring3")
+        judged = ring.judge("touch", "ring1", **absent)
+        assert ids(judged) == ["CN-217"]
+        assert "keyspace fieldring has 3 copies in dc1; without ring1, ring3 1 would be left" in told(judged)
+
+    def test_one_that_is_down_beside_it_is_not_given_up(self, ring: Ring) -> None:
+        """CN-217: two of three copies would be replaced from the third, which need not know all."""
+        absent = ring.declare_absent("ring3")
+        ring.kill("ring2", noticed=True)
+        assert ids(ring.judge("repairing", "ring2", **absent)) == ["CN-217"]
+
+    def test_it_is_no_subject(self, ring: Ring) -> None:
+        """CN-201."""
+        assert "CN-201" in ids(ring.judge("touch", "ring3", **ring.declare_absent("ring3")))
+
+    def test_back_with_no_data(self, ring: Ring) -> None:
+        """CN-206 all the same: another host ID is a danger whoever was told to be away."""
+        address = ring.address("ring3")
+        absent = ring.declare_absent("ring3")
+        for view in ring.views.values():
+            view["nodes"][address]["host_id"] = "11111111-2222-3333-4444-555555555555"
+        assert ids(ring.judge("return", **absent)) == ["CN-206"]
+
+    def test_tokens_of_it_are_stolen(self, ring: Ring) -> None:
+        """CN-207 names it."""
+        address = ring.address("ring3")
+        absent = ring.declare_absent("ring3")
+        for view in ring.views.values():
+            taken = view["nodes"].pop(address)["tokens"]
+            view["nodes"]["172.31.77.99"] = {
+                "host_id": "not-on-record", "tokens": taken, "dc": "dc1", "rack": "rack3",
+            }  # fmt: skip
+        judged = ring.judge("return", **absent)
+        assert ids(judged) == ["CN-207"]
+        assert "it holds tokens of ring3" in told(judged)
+
+    def test_removed_for_good(self, ring: Ring) -> None:
+        """Off the record: the declaration changes nothing."""
+        address = ring.address("ring3")
+        absent = ring.declare_absent("ring3")
+        del ring.record["nodes"]["ring3"]
+        for view in ring.views.values():
+            del view["nodes"][address]
+            view["unreachable"].remove(address)
+        judged = ring.judge("touch", "ring1", **absent)
+        assert ids(judged) == ["CN-217"]
+        assert "without ring1 1 would be left" in told(judged)
+        for view in ring.views.values():
+            view["cql_check"]["keyspaces"] = {}
+        assert ids(ring.judge("return", **absent)) == []
+
+
 class TestSeedsAndDisks:
     """What a starting node needs."""
 
@@ -328,7 +399,7 @@ class TestOutage:
 
     def plan(self, ring: Ring, **other: Any) -> dict[str, Any]:
         states = {name: {"data": "used"} for name in NODES}
-        reasons = ring.judge("report")["reasons"]
+        reasons = ring.judge("report", absent=other.pop("absent", []))["reasons"]
         arguments = {"states": states, "reasons": reasons, "seeds": [ring.address("ring2")], **other}
         return outage_plan(ring.peers, views=ring.views, record=ring.record, **arguments)  # type: ignore[no-any-return]
 
@@ -355,7 +426,15 @@ class TestOutage:
         states = {name: {"data": "empty" if name == "ring3" else "used"} for name in NODES}
         planned = self.plan(ring, states=states)
         assert [reason["id"] for reason in planned["refusals"]] == ["CN-112"]
+        assert """-e '{"cassandra_node_absent_hosts": ["ring3"]}'""" in planned["refusals"][0]["text"]
         assert "ring3" not in planned["others"]
+
+    def test_without_one_that_is_declared_absent(self, ring: Ring) -> None:
+        """The way that CN-112 and CN-203 name: the others start."""
+        for name in ("ring1", "ring2"):
+            ring.kill(name, noticed=True)
+        absent = ring.declare_absent("ring3")
+        assert self.plan(ring, **absent) == {"seeds": ["ring2"], "others": ["ring1"], "refusals": []}
 
     def test_clock_is_wrong_after_the_cut(self, ring: Ring) -> None:
         """CN-218, of a node that is down: started so it would write wrongly."""
@@ -668,6 +747,14 @@ class TestQuorum:
         keyspaces = {"k": {"class": "NetworkTopologyStrategy", "dc1": "3", "dc2": "1"}}
         assert quorum_lost(keyspaces, nodes, ["dc1-0"]) == []
         assert "in dc2" in quorum_lost(keyspaces, nodes, ["dc2-0"])[0]
+
+    def test_short_already(self) -> None:
+        """What others are missing for is said only of ranges that lose one more copy."""
+        nodes = [{"name": f"n{n}", "dc": "dc1", "rack": f"r{n}", "tokens": [n]} for n in range(4)]
+        keyspaces = {"k": {"class": "NetworkTopologyStrategy", "dc1": "2"}}
+        assert quorum_lost(keyspaces, nodes, [], ["n0"]) == []
+        assert "(2 ranges" in quorum_lost(keyspaces, nodes, ["n2"], ["n0"])[0]
+        assert "(3 ranges" in quorum_lost(keyspaces, nodes, ["n0", "n1"])[0]
 
     def test_more_copies_than_nodes(self) -> None:
         """Five copies on three nodes: a quorum of five is three."""

@@ -91,13 +91,18 @@ def _factors(replication: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
 
 
 def quorum_lost(
-    keyspaces: Mapping[str, Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]], lost: Iterable[str]
+    keyspaces: Mapping[str, Mapping[str, Any]],
+    nodes: Sequence[Mapping[str, Any]],
+    lost: Iterable[str],
+    missing: Iterable[str] = (),
 ) -> list[str]:
-    """A sentence per keyspace and data centre of which a range has no LOCAL_QUORUM without `lost`.
+    """A sentence per keyspace and data centre of which a range of `lost` has no LOCAL_QUORUM without them.
 
+    `missing` are down already: no copy of theirs counts, and what they alone leave short is not said.
     The data centre of a SimpleStrategy is the whole ring, as its replicas are.
     """
-    gone = set(lost)
+    taken = set(lost)
+    gone = taken | set(missing)
     sentences = []
     for keyspace in sorted(keyspaces):
         strategy, copies = _factors(keyspaces[keyspace])
@@ -105,14 +110,14 @@ def quorum_lost(
             continue
         for datacenter, factor in sorted(copies.items()):
             members = [node for node in nodes if datacenter in ("", node["dc"])]
-            touched = sorted(node["name"] for node in members if node["name"] in gone)
+            touched = sorted(node["name"] for node in members if node["name"] in taken)
             if not touched or factor == 0:
                 continue
             need = factor // 2 + 1
             short = [
                 (end, sorted(set(chosen) & gone), len(set(chosen) - gone))
                 for end, chosen in replicas(members, factor, racks_matter=datacenter != "")
-                if len(set(chosen) - gone) < need and set(chosen) & gone
+                if len(set(chosen) - gone) < need and set(chosen) & taken
             ]
             if short:
                 end, without, left = short[0]
@@ -134,6 +139,7 @@ def verdict(
     record: Mapping[str, Any],
     mode: str,
     subjects: Sequence[str] = (),
+    absent: Sequence[str] = (),
     last_touched: Sequence[str] | str = (),
     unavailable_keyspaces: Sequence[str] = (),
     commitlog_free_min_mib: int = 0,
@@ -141,6 +147,7 @@ def verdict(
 ) -> dict[str, Any]:
     """{green, passing, reasons: [{id, text}]} for the ring of `peers`, those declared absent left out.
 
+    A node on record that is `absent` is not asked and may be down; its copies are missing all the same.
     `views` maps a peer's name to its view, None where it was not reached. `passing` says that nothing
     stands against it but what a ring gets over by itself, so that waiting is worth while.
     """
@@ -150,15 +157,16 @@ def verdict(
     by_name = {str(peer["name"]): peer for peer in peers}
     touched = [last_touched] if isinstance(last_touched, str) and last_touched else list(last_touched or ())
     _judge_subjects(reasons, by_name, mode=mode, subjects=subjects)
-    _judge_record(reasons, by_name, record)
+    _judge_record(reasons, by_name, record, absent)
+    missing = set(record.get("nodes") or {}) & set(absent) - set(by_name)
     nodes = [
-        {**by_name[name], "name": name, "tokens": entry["tokens"], "host_id": entry["host_id"]}
+        {**entry, **by_name.get(name, {}), "name": name}
         for name, entry in sorted((record.get("nodes") or {}).items())
-        if name in by_name
+        if name in by_name or name in missing
     ]
     excused = set(subjects) if mode == "repairing" else set()
     speaking = _judge_answers(reasons, by_name, views, excused)
-    _judge_identities(reasons, nodes, by_name, record, speaking, excused)
+    _judge_identities(reasons, nodes, by_name, record, speaking, excused | missing)
     _judge_liveness(reasons, by_name, speaking, excused)
     _judge_seeds(reasons, by_name, views, speaking, seeds)
     _judge_schema(reasons, by_name, speaking, excused)
@@ -167,7 +175,13 @@ def verdict(
     _judge_clocks(reasons, views)
     _judge_disks(reasons, by_name, views, commitlog_free_min_mib)
     _judge_quorum(
-        reasons, nodes, speaking, mode=mode, subjects=subjects, unavailable_keyspaces=unavailable_keyspaces
+        reasons,
+        nodes,
+        speaking,
+        mode=mode,
+        subjects=subjects,
+        missing=missing,
+        unavailable_keyspaces=unavailable_keyspaces,
     )
     found = reasons.found
     return {
@@ -199,7 +213,10 @@ def _judge_subjects(
 
 
 def _judge_record(
-    reasons: Reasons, by_name: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]
+    reasons: Reasons,
+    by_name: Mapping[str, Mapping[str, Any]],
+    record: Mapping[str, Any],
+    absent: Sequence[str],
 ) -> None:
     recorded = record.get("nodes") or {}
     if not recorded:
@@ -217,12 +234,12 @@ def _judge_record(
             f"the record does not know {', '.join(missing)}, which the inventory names. A host that has not "
             "joined yet is added by add_cassandra_node; else restore the record.",
         )
-    extra = sorted(set(recorded) - set(by_name))
+    extra = sorted(set(recorded) - set(by_name) - set(absent))
     if extra:
         reasons.add(
             "CN-202",
-            f"the record knows {', '.join(extra)}, which the inventory does not name or declares absent. "
-            "Put the host back into the inventory, or remove it from the ring by remove_cassandra_node.",
+            f"the record knows {', '.join(extra)}, which the inventory does not name. Put the host back "
+            "into the inventory, or remove it from the ring by remove_cassandra_node.",
         )
     for name in sorted(set(by_name) & set(recorded)):
         wrong = [
@@ -256,8 +273,8 @@ def _judge_answers(
             reasons.add(
                 "CN-203",
                 f"{name} ({by_name[name]['address']}) was not reached in this run. A ring is touched only "
-                "while every node says how it sees the others: bring the host back, run without --limit, "
-                "or declare it gone in cassandra_node_absent_hosts after it was removed from the ring.",
+                "while every node says how it sees the others: bring the host back, run without --limit, or "
+                "declare it absent in cassandra_node_absent_hosts, after it was removed or while it is lost.",
             )
         elif view.get("error"):
             reasons.add("CN-204", f"{name}: {view['error']}")
@@ -285,7 +302,8 @@ def _judge_identities(
         said.setdefault((identifier, text), set()).add(observer)
 
     owner_on_record = {int(token): node["name"] for node in nodes for token in node["tokens"]}
-    name_of = {normal_address(peer["address"]): name for name, peer in by_name.items()}
+    name_of = {normal_address(node["address"]): node["name"] for node in nodes}
+    name_of.update({normal_address(peer["address"]): name for name, peer in by_name.items()})
     for observer, view in sorted(speaking.items()):
         seen = {normal_address(address): entry for address, entry in view["nodes"].items()}
         for node in nodes:
@@ -555,13 +573,15 @@ def _judge_quorum(
     *,
     mode: str,
     subjects: Sequence[str],
+    missing: set[str],
     unavailable_keyspaces: Sequence[str],
 ) -> None:
     if mode not in ("touch", "repairing") or not nodes or not speaking:
         return
     lost = set(subjects)
-    if mode == "repairing":
-        # What is down already is not taken away by working on it.
+    if mode == "repairing" and not missing:
+        # What is down already is not taken away by working on it. Beside one that is absent it is: of what
+        # two of three copies have, the one that is left need not know.
         addresses = {node["name"]: normal_address(node["address"]) for node in nodes}
         lost = {
             name
@@ -584,7 +604,7 @@ def _judge_quorum(
         )
         return
     judged = {name: value for name, value in keyspaces.items() if name not in set(unavailable_keyspaces)}
-    for sentence in quorum_lost(judged, nodes, lost):
+    for sentence in quorum_lost(judged, nodes, lost, missing):
         reasons.add(
             "CN-217",
             f"{sentence}. Replicate it on more nodes and repair it; or, where its users accept to be "
@@ -681,7 +701,8 @@ def outage_plan(
                     "text": f"the data directory of {name} is empty, but it stands in the controller's "
                     "record. Started like this it would come up with no data, or silently take over "
                     f"ranges. If the disk is not mounted, mount it; if it was lost, declare {name} absent "
-                    f"for this run (-e 'cassandra_node_absent_hosts=[{name}]') and then run {REPLACE}.",
+                    f"""for this run (-e '{{"cassandra_node_absent_hosts": ["{name}"]}}') and then run """
+                    f"{REPLACE}.",
                 }
             )
             continue
