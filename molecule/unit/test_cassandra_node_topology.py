@@ -529,6 +529,16 @@ class TestRemoveDatacenter:
         assert cases(verdict) == {}
         assert "nothing to remove" in verdict["note"]
 
+    @pytest.mark.parametrize("left", [state(active=False), None])
+    def test_interrupted_between_the_stop_and_the_record(self, left: dict[str, Any] | None) -> None:
+        """The node that has left is no dead one: the record is put right, and the other one leaves."""
+        still = [*RING, SOUTH[1]]
+        verdict = self.judge(
+            keyspaces=KEYSPACES, states={"ring21": left}, views={p["name"]: view(still) for p in still}
+        )
+        assert cases(verdict) == {"ring21": "finish", "ring22": "decommission"}
+        assert verdict["replication"] == {}
+
     def test_clients_are_there(self) -> None:
         """CN-312."""
         assert refused(self.judge(client_datacenters=["dc1", "dc2"])) == ["CN-312"]
@@ -542,9 +552,16 @@ class TestRemoveDatacenter:
         """CN-308."""
         assert refused(self.judge(keyspaces={"mine": {"dc2": 2}})) == ["CN-308"]
 
-    def test_dead_node_there(self) -> None:
+    @pytest.mark.parametrize("dead", [state(active=False), None])
+    def test_dead_node_there(self, dead: dict[str, Any] | None) -> None:
         """CN-304."""
-        assert refused(self.judge(states={"ring21": None})) == ["CN-304"]
+        assert refused(self.judge(states={"ring21": dead})) == ["CN-304"]
+
+    def test_node_that_says_it_is_a_member_is_not_finished(self) -> None:
+        """CN-307: the record has another address than the node."""
+        moved = record([*RING, *SOUTH])
+        moved["nodes"]["ring21"]["address"] = "10.0.0.99"
+        assert refused(self.judge(record=moved)) == ["CN-307"]
 
     def test_keyspace_without_datacenters(self) -> None:
         """CN-313."""

@@ -548,7 +548,13 @@ def _remove_datacenter(
             f"KEYSPACE to have copies in {' or '.join(others)}, rebuild there, and run again; or drop it."
         )
         return
-    dead = [name for name in names if not ring.states.get(name) or not (ring.states[name] or {})["active"]]
+    # One that has left and is stopped, and only stands in the record yet, is not dead.
+    dead = [
+        name
+        for name in names
+        if ring.is_member(str(ring.recorded[name]["address"]))
+        and not (ring.states.get(name) or {}).get("active")
+    ]
     if dead:
         verdict["refusals"]["CN-304"] = (
             f"{', '.join(dead)} was not reached or is not running. The nodes of a data centre leave by "
