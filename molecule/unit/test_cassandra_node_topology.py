@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/cassandra_node/filter_plugins"))
 from cassandra_node_plan import plan  # type: ignore[import-not-found]
 from cassandra_node_topology import (  # type: ignore[import-not-found]
+    AFTERWARDS,
     peers_on_record,
     record_with,
     record_without,
@@ -658,3 +659,15 @@ def test_every_step_can_be_told() -> None:
     assert told[0] == "add: ring4"
     assert "dc1 has 5 nodes: ring1, ring10, ring2, ring3, ring4" in told
     assert "ring1 waits for restart_cassandra: cassandra.yaml: seeds" in told
+
+
+@pytest.mark.parametrize("operation", sorted(AFTERWARDS))
+def test_what_is_left_to_the_operator_is_told(operation: str) -> None:
+    """Where a host is new, site.yml still has to bring what its ring does not need; not after a check."""
+    subject = {"name": "ring4", "dc": "dc1", "address": "10.0.0.4"}
+    verdict = {"subjects": [subject], "note": ""}
+    arguments: dict[str, Any] = {"operation": operation, "record": record(RING), "pending": {}}
+    told = report(verdict, **arguments)[-1]
+    assert "playbooks/site.yml" in told
+    assert ("weekly repair, metrics and monitoring of ring4" in told) == ("remove" not in operation)
+    assert told not in report(verdict, **arguments, check=True)

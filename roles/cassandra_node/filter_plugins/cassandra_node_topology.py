@@ -645,13 +645,16 @@ def marker(subject: dict[str, Any]) -> dict[str, Any]:
     return {key: subject[key] for key in ("how", "replaces", "tokens") if key in subject}
 
 
+DEPLOY = (
+    "Run playbooks/site.yml now: it brings the weekly repair, metrics and monitoring of {names}, and tells "
+    "the ingest hosts the address."
+)
 AFTERWARDS = {
-    "add": "Run playbooks/site.yml for the monitoring of the new hosts.",
-    "replace": "",
+    "add": DEPLOY,
+    "replace": DEPLOY,
     "remove": "Take {names} out of the inventory's group now: playbooks/site.yml refuses until then.",
     "add_datacenter": "Now clients may have {dcs} for their local data centre "
-    "(ingest_container_cassandra_local_dc, then playbooks/deploy_ingest.yml). Run playbooks/site.yml for "
-    "the monitoring of the new hosts.",
+    "(ingest_container_cassandra_local_dc, then playbooks/deploy_ingest.yml). " + DEPLOY,
     "remove_datacenter": "Take {names} out of the inventory's group and {dcs} out of the replication in "
     "cassandra_node_keyspaces now: playbooks/site.yml refuses until then.",
 }
@@ -677,7 +680,7 @@ def report(
         lines.append(f"{datacenter} has {len(members)} nodes: {', '.join(members)}")
     for name, waiting in sorted(pending.items()):
         lines += [f"{name} waits for restart_cassandra: {line}" for line in waiting]
-    if subjects and AFTERWARDS[operation] and not check:
+    if subjects and not check:
         dcs = ", ".join(sorted({str(subject["dc"]) for subject in subjects}))
         lines.append(AFTERWARDS[operation].format(names=names, dcs=dcs))
     return lines
