@@ -30,8 +30,7 @@ from ansible.module_utils.cassandra_node_view import (
     normal_address,
     parse_list,
     parse_map,
-    pending_changes,
-    read_folder,
+    waiting_changes,
 )
 
 # All beans whose type has a capital S and no other key: StorageService, HintsService, StreamManager and some
@@ -267,11 +266,7 @@ def free_mib(directory: str) -> int | None:
 def look(params: dict[str, Any]) -> dict[str, Any]:
     """The whole view. Never raises: what went wrong is its `error`."""
     view: dict[str, Any] = {"error": "", "kind": "", "round": params["round"], "pending": [], "answering": {}}
-    view["pending"] = pending_changes(
-        read_folder(params["started_directory"], params["files"]),
-        read_folder(params["conf_directory"], params["files"]),
-    )
-
+    view["pending"] = waiting_changes(params["started_directory"], params["conf_directory"], params["files"])
     view["commitlog_free_mib"] = free_mib(params["commitlog_directory"])
 
     def ring_the_bell(*_: Any) -> None:
