@@ -26,6 +26,7 @@ from cassandra_node_gate import (  # type: ignore[import-not-found]  # noqa: E40
     quorum_lost,
     replicas,
     restart_steps,
+    status_faults,
     summary,
     verdict,
 )
@@ -848,6 +849,45 @@ class TestSteps:
     def test_unknown_name(self, ring: Ring) -> None:
         with pytest.raises(ValueError, match="ring9"):
             restart_steps(ring.peers, views=ring.views, names=["ring9"])
+
+
+class TestStatus:
+    """What verify_site judges: the lines of `nodetool status`."""
+
+    PRINTED = """Datacenter: dc1
+===============
+Status=Up/Down
+|/ State=Normal/Leaving/Joining/Moving
+--  Address                Load        Tokens  Owns (effective)  Host ID  Rack
+UN  2001:db8:0:0:0:0:0:1   161.21 KiB  4       100.0%            8a1b     rack1
+UN  2001:db8:0:0:0:0:0:10  161.21 KiB  4       100.0%            8a1c     rack2
+DN  10.0.0.3               ?           4       100.0%            8a1d     rack3
+
+""".splitlines()
+    PEERS: ClassVar[list[dict[str, str]]] = [
+        {"name": "ring1", "address": "2001:0db8::1"},
+        {"name": "ring10", "address": "2001:DB8::10"},
+        {"name": "ring3", "address": "10.0.0.3"},
+    ]
+
+    def test_node_that_is_down(self) -> None:
+        """The others are found in whatever spelling."""
+        assert status_faults(self.PRINTED, self.PEERS) == ["ring3 (10.0.0.3) is DN"]
+
+    def test_node_that_is_declared_absent(self) -> None:
+        """Down, or gone already."""
+        assert status_faults(self.PRINTED, self.PEERS, ["ring3"]) == []
+        gone = [line for line in self.PRINTED if not line.startswith("DN")]
+        assert status_faults(gone, self.PEERS, ["ring3"]) == []
+        assert status_faults(gone, self.PEERS) == ["ring3 (10.0.0.3) is not there"]
+
+    def test_node_that_is_not_expected(self) -> None:
+        """Up and normal, and nobody's."""
+        assert status_faults(self.PRINTED, self.PEERS[:2]) == ["10.0.0.3 is there and not in the inventory"]
+
+    def test_nothing_was_printed(self) -> None:
+        """Every node is missed."""
+        assert len(status_faults([], self.PEERS)) == 3
 
 
 class TestParsing:

@@ -710,6 +710,24 @@ def outage_plan(
     return {"seeds": down[True], "others": down[False], "refusals": refusals}
 
 
+# --- what nodetool prints -----------------------------------------------------------------------------
+
+
+def status_faults(
+    lines: Iterable[str], peers: Sequence[Mapping[str, Any]], absent: Sequence[str] = ()
+) -> list[str]:
+    """Why the ring that `nodetool status` prints is not that of `peers`, up and normal but for the absent."""
+    matches = (re.match(r"([UD?][NLJM])\s+(\S+)", line) for line in lines)
+    seen = {normal_address(match[2]): match[1] for match in matches if match}
+    names = {normal_address(peer["address"]): str(peer["name"]) for peer in peers}
+    faults = []
+    for address, name in names.items():
+        if seen.get(address) != "UN" and name not in absent:
+            faults.append(f"{name} ({address}) is {seen.get(address, 'not there')}")
+    strangers = sorted(set(seen) - set(names))
+    return faults + [f"{address} is there and not in the inventory" for address in strangers]
+
+
 def summary(reasons: Sequence[Mapping[str, str]]) -> str:
     """The reasons as one text, for an error message."""
     return "\n".join(f"{reason['id']}: {reason['text']}" for reason in reasons)
@@ -731,4 +749,5 @@ class FilterModule:
             "cassandra_node_outage_plan": outage_plan,
             "cassandra_node_restart_steps": restart_steps,
             "cassandra_node_pending_restart": pending_restart,
+            "cassandra_node_status_faults": status_faults,
         }
