@@ -26,6 +26,7 @@ from cassandra_node_gate import (  # type: ignore[import-not-found]  # noqa: E40
     quorum_lost,
     replicas,
     restart_steps,
+    status_faults,
     summary,
     verdict,
 )
@@ -111,6 +112,23 @@ class Ring:
             if noticed:
                 view["live"].remove(address)
                 view["unreachable"].append(address)
+
+    def drain(self, name: str, mode: str = "DRAINED") -> None:
+        """It runs and speaks, has told the others that it goes, and serves nobody."""
+        address = self.address(name)
+        for view in self.others(name):
+            view["live"].remove(address)
+            view["unreachable"].append(address)
+            view["answering"].pop(address)
+        self.views[name].update(mode=mode, kind="drained")
+        self.views[name]["cql_check"] = {"error": "NoHostAvailable", "keyspaces": {}}
+
+    def declare_absent(self, name: str) -> dict[str, Any]:
+        """It is down and not asked; what the verdict is told of it."""
+        self.kill(name, noticed=True)
+        del self.views[name]
+        self.peers = [peer for peer in self.peers if peer["name"] != name]
+        return {"absent": [name]}
 
     def judge(self, mode: str = "touch", *subjects: str, **other: Any) -> dict[str, Any]:
         if not subjects and mode != "report":
@@ -198,6 +216,13 @@ class TestDown:
         ring.views["ring2"] = None
         assert ids(ring.judge("repairing", "ring2")) == []
 
+    def test_drained_node_is_to_be_started_anew(self, ring: Ring) -> None:
+        """No touch of it passes while the others call it down; it passes as what is to be repaired."""
+        ring.drain("ring2")
+        assert {"CN-208", "CN-211", "CN-215", "CN-216"} == set(ids(ring.judge("touch", "ring2")))
+        assert ids(ring.judge("repairing", "ring2")) == []
+        assert "CN-211" in ids(ring.judge("repairing", "ring3"))
+
     def test_second_node_down_while_one_is_repaired(self, ring: Ring) -> None:
         """Repairing one does not excuse another."""
         ring.kill("ring2", noticed=True)
@@ -284,6 +309,70 @@ class TestDown:
         assert "ring1 is called down by far1, far2, far3" in told(judged)
 
 
+class TestAbsent:
+    """A node on record that was declared absent: down, and not unexpected."""
+
+    @pytest.mark.parametrize("mode", ["return", "report"])
+    def test_is_not_asked_and_may_be_down(self, ring: Ring, mode: str) -> None:
+        """CN-202 and CN-207 without the declaration."""
+        absent = ring.declare_absent("ring3")
+        assert ids(ring.judge(mode, **absent)) == []
+        assert ids(ring.judge(mode)) == ["CN-202", "CN-207"]
+
+    def test_its_copies_are_missing(self, ring: Ring) -> None:
+        """CN-217: with three copies the second of three nodes may not go."""
+        absent = ring.declare_absent("ring3")
+        judged = ring.judge("touch", "ring1", **absent)
+        assert ids(judged) == ["CN-217"]
+        assert "keyspace fieldring has 3 copies in dc1; without ring1, ring3 1 would be left" in told(judged)
+
+    def test_one_that_is_down_beside_it_is_not_given_up(self, ring: Ring) -> None:
+        """CN-217: two of three copies would be replaced from the third, which need not know all."""
+        absent = ring.declare_absent("ring3")
+        ring.kill("ring2", noticed=True)
+        assert ids(ring.judge("repairing", "ring2", **absent)) == ["CN-217"]
+
+    def test_it_is_no_subject(self, ring: Ring) -> None:
+        """CN-201."""
+        assert "CN-201" in ids(ring.judge("touch", "ring3", **ring.declare_absent("ring3")))
+
+    def test_back_with_no_data(self, ring: Ring) -> None:
+        """CN-206 all the same: another host ID is a danger whoever was told to be away."""
+        address = ring.address("ring3")
+        absent = ring.declare_absent("ring3")
+        for view in ring.views.values():
+            view["nodes"][address]["host_id"] = "11111111-2222-3333-4444-555555555555"
+        assert ids(ring.judge("return", **absent)) == ["CN-206"]
+
+    def test_tokens_of_it_are_stolen(self, ring: Ring) -> None:
+        """CN-207 names it."""
+        address = ring.address("ring3")
+        absent = ring.declare_absent("ring3")
+        for view in ring.views.values():
+            taken = view["nodes"].pop(address)["tokens"]
+            view["nodes"]["172.31.77.99"] = {
+                "host_id": "not-on-record", "tokens": taken, "dc": "dc1", "rack": "rack3",
+            }  # fmt: skip
+        judged = ring.judge("return", **absent)
+        assert ids(judged) == ["CN-207"]
+        assert "it holds tokens of ring3" in told(judged)
+
+    def test_removed_for_good(self, ring: Ring) -> None:
+        """Off the record: the declaration changes nothing."""
+        address = ring.address("ring3")
+        absent = ring.declare_absent("ring3")
+        del ring.record["nodes"]["ring3"]
+        for view in ring.views.values():
+            del view["nodes"][address]
+            view["unreachable"].remove(address)
+        judged = ring.judge("touch", "ring1", **absent)
+        assert ids(judged) == ["CN-217"]
+        assert "without ring1 1 would be left" in told(judged)
+        for view in ring.views.values():
+            view["cql_check"]["keyspaces"] = {}
+        assert ids(ring.judge("return", **absent)) == []
+
+
 class TestSeedsAndDisks:
     """What a starting node needs."""
 
@@ -311,7 +400,7 @@ class TestOutage:
 
     def plan(self, ring: Ring, **other: Any) -> dict[str, Any]:
         states = {name: {"data": "used"} for name in NODES}
-        reasons = ring.judge("report")["reasons"]
+        reasons = ring.judge("report", absent=other.pop("absent", []))["reasons"]
         arguments = {"states": states, "reasons": reasons, "seeds": [ring.address("ring2")], **other}
         return outage_plan(ring.peers, views=ring.views, record=ring.record, **arguments)  # type: ignore[no-any-return]
 
@@ -326,13 +415,27 @@ class TestOutage:
         ring.kill("ring3", noticed=True)
         assert self.plan(ring) == {"seeds": [], "others": ["ring3"], "refusals": []}
 
+    def test_some_are_drained(self, ring: Ring) -> None:
+        """They serve as little as those that are down."""
+        ring.drain("ring2")
+        ring.drain("ring3", "DRAINING")
+        assert self.plan(ring) == {"seeds": ["ring2"], "others": ["ring3"], "refusals": []}
+
     def test_one_disk_is_empty(self, ring: Ring) -> None:
         """CN-112: it would come up with no data."""
         ring.kill("ring3", noticed=True)
         states = {name: {"data": "empty" if name == "ring3" else "used"} for name in NODES}
         planned = self.plan(ring, states=states)
         assert [reason["id"] for reason in planned["refusals"]] == ["CN-112"]
+        assert """-e '{"cassandra_node_absent_hosts": ["ring3"]}'""" in planned["refusals"][0]["text"]
         assert "ring3" not in planned["others"]
+
+    def test_without_one_that_is_declared_absent(self, ring: Ring) -> None:
+        """The way that CN-112 and CN-203 name: the others start."""
+        for name in ("ring1", "ring2"):
+            ring.kill(name, noticed=True)
+        absent = ring.declare_absent("ring3")
+        assert self.plan(ring, **absent) == {"seeds": ["ring2"], "others": ["ring1"], "refusals": []}
 
     def test_clock_is_wrong_after_the_cut(self, ring: Ring) -> None:
         """CN-218, of a node that is down: started so it would write wrongly."""
@@ -364,6 +467,15 @@ class TestUpgrade:
         assert [(step["mode"], step["subjects"]) for step in planned["steps"]] == [
             ("repairing", ["ring2"]),
             ("touch", ["ring1"]),
+        ]
+
+    def test_interrupted_in_the_drain(self, ring: Ring) -> None:
+        """Such a node is down, whatever version it runs, and is named once."""
+        ring.drain("ring2")
+        planned = self.plan(ring, "5.0.9", ring1="5.0.8", ring2="5.0.8", ring3="5.0.9")
+        assert [(step["mode"], step["subjects"], step["why"]) for step in planned["steps"]] == [
+            ("repairing", ["ring2"], "it is drained"),
+            ("touch", ["ring1"], "5.0.8 -> 5.0.9"),
         ]
 
     def test_back(self, ring: Ring) -> None:
@@ -637,6 +749,14 @@ class TestQuorum:
         assert quorum_lost(keyspaces, nodes, ["dc1-0"]) == []
         assert "in dc2" in quorum_lost(keyspaces, nodes, ["dc2-0"])[0]
 
+    def test_short_already(self) -> None:
+        """What others are missing for is said only of ranges that lose one more copy."""
+        nodes = [{"name": f"n{n}", "dc": "dc1", "rack": f"r{n}", "tokens": [n]} for n in range(4)]
+        keyspaces = {"k": {"class": "NetworkTopologyStrategy", "dc1": "2"}}
+        assert quorum_lost(keyspaces, nodes, [], ["n0"]) == []
+        assert "(2 ranges" in quorum_lost(keyspaces, nodes, ["n2"], ["n0"])[0]
+        assert "(3 ranges" in quorum_lost(keyspaces, nodes, ["n0", "n1"])[0]
+
     def test_more_copies_than_nodes(self) -> None:
         """Five copies on three nodes: a quorum of five is three."""
         nodes = [{"name": f"n{n}", "dc": "dc1", "rack": f"r{n}", "tokens": [n]} for n in range(3)]
@@ -693,6 +813,27 @@ class TestSteps:
             ("touch", ["ring1"]),
         ]
 
+    @pytest.mark.parametrize("mode", ["DRAINING", "DRAINED"])
+    def test_what_is_drained_is_down(self, ring: Ring, mode: str) -> None:
+        """Interrupted in the drain, or CN-220: in mode touch the gate would never open for it."""
+        ring.drain("ring3", mode)
+        assert restart_steps(ring.peers, views=ring.views) == [
+            {"mode": "repairing", "subjects": ["ring3"], "why": "it is drained"}
+        ]
+
+    def test_rack_that_was_left_drained(self, ring: Ring) -> None:
+        """Interrupted rack by rack: one alone would be refused for the other."""
+        for peer in ring.peers[:2]:
+            peer["rack"] = ring.record["nodes"][peer["name"]]["rack"] = "rack1"
+        for view in ring.views.values():
+            view["nodes"][ring.address("ring2")]["rack"] = "rack1"
+        ring.drain("ring1")
+        ring.drain("ring2")
+        steps = restart_steps(ring.peers, views=ring.views, by="rack")
+        assert steps == [{"mode": "repairing", "subjects": ["ring1", "ring2"], "why": "they are drained"}]
+        assert ids(ring.judge("repairing", "ring1")) != []
+        assert ids(ring.judge("repairing", *steps[0]["subjects"])) == []
+
     def test_hung_node_only_by_name(self, ring: Ring) -> None:
         """Restarting what merely did not answer is for a person to decide."""
         ring.views["ring2"] = {"error": "it hangs", "kind": "hung"}
@@ -710,6 +851,45 @@ class TestSteps:
             restart_steps(ring.peers, views=ring.views, names=["ring9"])
 
 
+class TestStatus:
+    """What verify_site judges: the lines of `nodetool status`."""
+
+    PRINTED = """Datacenter: dc1
+===============
+Status=Up/Down
+|/ State=Normal/Leaving/Joining/Moving
+--  Address                Load        Tokens  Owns (effective)  Host ID  Rack
+UN  2001:db8:0:0:0:0:0:1   161.21 KiB  4       100.0%            8a1b     rack1
+UN  2001:db8:0:0:0:0:0:10  161.21 KiB  4       100.0%            8a1c     rack2
+DN  10.0.0.3               ?           4       100.0%            8a1d     rack3
+
+""".splitlines()
+    PEERS: ClassVar[list[dict[str, str]]] = [
+        {"name": "ring1", "address": "2001:0db8::1"},
+        {"name": "ring10", "address": "2001:DB8::10"},
+        {"name": "ring3", "address": "10.0.0.3"},
+    ]
+
+    def test_node_that_is_down(self) -> None:
+        """The others are found in whatever spelling."""
+        assert status_faults(self.PRINTED, self.PEERS) == ["ring3 (10.0.0.3) is DN"]
+
+    def test_node_that_is_declared_absent(self) -> None:
+        """Down, or gone already."""
+        assert status_faults(self.PRINTED, self.PEERS, ["ring3"]) == []
+        gone = [line for line in self.PRINTED if not line.startswith("DN")]
+        assert status_faults(gone, self.PEERS, ["ring3"]) == []
+        assert status_faults(gone, self.PEERS) == ["ring3 (10.0.0.3) is not there"]
+
+    def test_node_that_is_not_expected(self) -> None:
+        """Up and normal, and nobody's."""
+        assert status_faults(self.PRINTED, self.PEERS[:2]) == ["10.0.0.3 is there and not in the inventory"]
+
+    def test_nothing_was_printed(self) -> None:
+        """Every node is missed."""
+        assert len(status_faults([], self.PEERS)) == 3
+
+
 class TestParsing:
     """What nodetool prints, as captured."""
 
@@ -721,6 +901,13 @@ class TestParsing:
         assert {entry["rack"] for entry in view["nodes"].values()} == {"rack1", "rack2", "rack3"}
         assert (view["streams"], view["repairs"], view["hints"]) == ([], [], [])
         assert set(view["heartbeats"][0]) == set(view["nodes"])
+
+    @pytest.mark.parametrize("mode", ["DRAINING", "DRAINED"])
+    def test_drained_node(self, mode: str) -> None:
+        """It speaks, and is told from one that serves."""
+        drained = DUMP.replace('"OperationMode": "NORMAL"', f'"OperationMode": "{mode}"')
+        assert ring_view.parse_view(drained, GOSSIP)["kind"] == "drained"
+        assert ring_view.parse_view(DUMP, GOSSIP)["kind"] == ""
 
     def test_nodetool_says_something_else(self) -> None:
         with pytest.raises(Exception, match="no beans"):

@@ -217,6 +217,20 @@ class TestJoined:
         assert refused(judge(states=states, record=self.ALL, answering={"192.0.2.13": [7000]})) == []
         assert refused(judge(states=states, record=self.ALL, absent=["ring3"])) == []
 
+    @pytest.mark.parametrize("kept", [record("ring1", "ring2", "ring3"), record("ring1", "ring2")])
+    @pytest.mark.parametrize("data", ["used", "empty"])
+    def test_host_that_is_declared_absent(self, kept: dict[str, Any], data: str) -> None:
+        """Nothing is done on it, whether it stands in the record or not."""
+        states = {"ring1": state("used"), "ring2": state("used"), "ring3": state(data)}
+        verdict = judge("ring3", states=states, record=kept, absent=["ring3"])
+        assert refused(verdict) == []
+        assert (verdict["first_start"], verdict["joined"], verdict["join"], verdict["tokens"]) == (
+            False,
+            False,
+            "",
+            [],
+        )
+
     def test_near_miss_of_an_address(self) -> None:
         """An answer of 192.0.2.130 is none of 192.0.2.13."""
         states = {"ring1": state("used"), "ring2": state("used"), "ring3": None}

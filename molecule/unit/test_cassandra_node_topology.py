@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/cassandra_node/filter_plugins"))
 from cassandra_node_plan import plan  # type: ignore[import-not-found]
 from cassandra_node_topology import (  # type: ignore[import-not-found]
+    AFTERWARDS,
     peers_on_record,
     record_with,
     record_without,
@@ -49,8 +50,7 @@ BARE = state("empty")
 def record(peers: list[dict[str, Any]]) -> dict[str, Any]:
     """The record in which those have joined."""
     nodes = {
-        p["name"]: {**p, "host_id": f"id-{p['name']}", "tokens": [int(p["address"].split(".")[-1]) * 1000]}
-        for p in peers
+        p["name"]: {**p, "host_id": f"id-{p['name']}", "tokens": [int(p["name"][4:]) * 1000]} for p in peers
     }
     return {"cluster_name": "lab", "ring": "main", "nodes": nodes}
 
@@ -297,6 +297,14 @@ class TestRemove:
         views = {p["name"]: view(left) for p in left}
         assert cases(judge("remove", subject="ring10", views=views)) == {"ring10": "finish"}
 
+    def test_node_that_says_it_is_a_member_is_not_finished(self) -> None:
+        """CN-307: the record has another address than the node; finishing would stop it with its data."""
+        moved = record(RING)
+        moved["nodes"]["ring10"]["address"] = "10.0.0.99"
+        verdict = judge("remove", subject="ring10", record=moved)
+        assert refused(verdict) == ["CN-307"]
+        assert "ring10 says of itself that it is NORMAL" in verdict["refusals"]["CN-307"]
+
     def test_again(self) -> None:
         """A second run: gone from the record, unknown to all, though still in the inventory."""
         verdict = judge("remove", subject="ring10", members=RING[:3], states={"ring10": state(active=False)})
@@ -344,6 +352,66 @@ class TestRemove:
             states={"ring4": state(joining={"how": "bootstrap"})},
         )
         assert refused(verdict) == ["CN-303"]
+
+
+def spelled(peers: list[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
+    """The same over IPv6."""
+    return [{**p, "address": prefix + p["name"][4:]} for p in peers]
+
+
+class TestAddressesInAnotherSpelling:
+    """Inventory and record have IPv6 as a person wrote it; views have one spelling."""
+
+    def judge(self, operation: str, *, views: dict[str, Any] | None = None, **given: Any) -> dict[str, Any]:
+        """The verdict where the views alone are in canonical spelling."""
+        members = given.pop("members", RING)
+        silent = given.pop("silent", "")
+        seen = spelled(members, "2001:db8::")
+        if views is None:
+            views = {p["name"]: view(seen) for p in seen if p["name"] != silent}
+        written = spelled(members, "2001:0db8:0::")
+        return judge(operation, **{"peers": written, "members": written, "views": views, **given})
+
+    def test_running_node_hands_over(self) -> None:
+        """Taken for gone it would be stopped with its data; the task waits for the views' spelling."""
+        verdict = self.judge("remove", subject="ring10")
+        assert cases(verdict) == {"ring10": "decommission"}
+        assert verdict["subjects"][0]["address"] == "2001:db8::10"
+
+    def test_leaving_node_is_waited_for(self) -> None:
+        """It is not told to leave twice."""
+        seen = view(spelled(RING, "2001:db8::"), leaving=["2001:db8::10"])
+        verdict = self.judge("remove", subject="ring10", views={"ring1": seen})
+        assert verdict["subjects"][0]["under_way"]
+
+    def test_host_not_reached_but_called_up(self) -> None:
+        """CN-307: a dead Ansible connection is not a dead node."""
+        verdict = self.judge("remove", subject="ring10", states={"ring10": None}, silent="ring10")
+        assert refused(verdict) == ["CN-307"]
+
+    def test_joined_but_not_on_record_is_never_wiped(self) -> None:
+        """`clean` would empty its disk."""
+        stopped = {"ring10": state(active=False, joining={"how": "bootstrap"})}
+        verdict = self.judge("add", record=record(RING[:3]), states=stopped, silent="ring10")
+        assert cases(verdict) == {"ring10": "start"}
+
+    def test_respelled_address_is_no_other_host(self) -> None:
+        """CN-307: the node that is to be replaced lives."""
+        running = {p["name"]: state() for p in RING}
+        verdict = self.judge("replace", subject="ring2", peers=spelled(RING, "2001:db8::"), states=running)
+        assert refused(verdict) == ["CN-307"]
+        assert "still answers" in verdict["refusals"]["CN-307"]
+
+    def test_replaced_address_is_the_one_that_the_task_waits_for(self) -> None:
+        """The join begins only when no view has it for live."""
+        verdict = self.judge("replace", subject="ring2", states={"ring2": BARE}, silent="ring2")
+        assert verdict["subjects"][0]["replaces"] == "2001:db8::2"
+
+    def test_datacenter_hands_over(self) -> None:
+        """Each of its nodes."""
+        both = {"fieldring": {"dc1": 3, "dc2": 2}}
+        verdict = self.judge("remove_datacenter", subject="dc2", members=[*RING, *SOUTH], keyspaces=both)
+        assert cases(verdict) == {"ring21": "decommission", "ring22": "decommission"}
 
 
 SOUTH = [peer(n, "dc2") for n in (21, 22)]
@@ -469,12 +537,15 @@ class TestRemoveDatacenter:
         assert verdict["replication"] == {}
         assert verdict["system_replication"] == {"system_auth": {"dc1": 3}}
 
-    def test_node_that_has_left_and_is_still_on_record(self) -> None:
-        """Stopped by a run that ended before it was taken off: that is made up, and no reason to refuse."""
-        left = [*RING, SOUTH[1]]
-        views = {p["name"]: view(left) for p in left}
-        verdict = self.judge(states={"ring21": state(active=False)}, views=views)
+    @pytest.mark.parametrize("left", [state(active=False), None])
+    def test_interrupted_between_the_stop_and_the_record(self, left: dict[str, Any] | None) -> None:
+        """The node that has left is no dead one: the record is put right, and the other one leaves."""
+        still = [*RING, SOUTH[1]]
+        verdict = self.judge(
+            keyspaces=KEYSPACES, states={"ring21": left}, views={p["name"]: view(still) for p in still}
+        )
         assert cases(verdict) == {"ring21": "finish", "ring22": "decommission"}
+        assert verdict["replication"] == {}
 
     def test_clients_are_there(self) -> None:
         """CN-312."""
@@ -489,9 +560,16 @@ class TestRemoveDatacenter:
         """CN-308."""
         assert refused(self.judge(keyspaces={"mine": {"dc2": 2}})) == ["CN-308"]
 
-    def test_dead_node_there(self) -> None:
+    @pytest.mark.parametrize("dead", [state(active=False), None])
+    def test_dead_node_there(self, dead: dict[str, Any] | None) -> None:
         """CN-304."""
-        assert refused(self.judge(states={"ring21": None})) == ["CN-304"]
+        assert refused(self.judge(states={"ring21": dead})) == ["CN-304"]
+
+    def test_node_that_says_it_is_a_member_is_not_finished(self) -> None:
+        """CN-307: the record has another address than the node."""
+        moved = record([*RING, *SOUTH])
+        moved["nodes"]["ring21"]["address"] = "10.0.0.99"
+        assert refused(self.judge(record=moved)) == ["CN-307"]
 
     def test_keyspace_without_datacenters(self) -> None:
         """CN-313."""
@@ -588,3 +666,15 @@ def test_every_step_can_be_told() -> None:
     assert told[0] == "add: ring4"
     assert "dc1 has 5 nodes: ring1, ring10, ring2, ring3, ring4" in told
     assert "ring1 waits for restart_cassandra: cassandra.yaml: seeds" in told
+
+
+@pytest.mark.parametrize("operation", sorted(AFTERWARDS))
+def test_what_is_left_to_the_operator_is_told(operation: str) -> None:
+    """Where a host is new, site.yml still has to bring what its ring does not need; not after a check."""
+    subject = {"name": "ring4", "dc": "dc1", "address": "10.0.0.4"}
+    verdict = {"subjects": [subject], "note": ""}
+    arguments: dict[str, Any] = {"operation": operation, "record": record(RING), "pending": {}}
+    told = report(verdict, **arguments)[-1]
+    assert "playbooks/site.yml" in told
+    assert ("weekly repair, metrics and monitoring of ring4" in told) == ("remove" not in operation)
+    assert told not in report(verdict, **arguments, check=True)

@@ -18,6 +18,8 @@ CLOCKS_APART_SECONDS = 1.0
 # Reasons that a busy ring gets over by itself.
 PASSING = frozenset(["CN-209", "CN-210", "CN-211", "CN-212", "CN-213", "CN-214", "CN-216"])
 PORTS = {7000: "other nodes", 9042: "clients"}
+# Kinds of views of nodes that serve nobody until they are started.
+DOWN = ("stopped", "drained")
 
 REPLACE = "replace_cassandra_node"
 AFTER_OUTAGE = "start_cassandra_after_outage"
@@ -89,13 +91,18 @@ def _factors(replication: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
 
 
 def quorum_lost(
-    keyspaces: Mapping[str, Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]], lost: Iterable[str]
+    keyspaces: Mapping[str, Mapping[str, Any]],
+    nodes: Sequence[Mapping[str, Any]],
+    lost: Iterable[str],
+    missing: Iterable[str] = (),
 ) -> list[str]:
-    """A sentence per keyspace and data centre of which a range has no LOCAL_QUORUM without `lost`.
+    """A sentence per keyspace and data centre of which a range of `lost` has no LOCAL_QUORUM without them.
 
+    `missing` are down already: no copy of theirs counts, and what they alone leave short is not said.
     The data centre of a SimpleStrategy is the whole ring, as its replicas are.
     """
-    gone = set(lost)
+    taken = set(lost)
+    gone = taken | set(missing)
     sentences = []
     for keyspace in sorted(keyspaces):
         strategy, copies = _factors(keyspaces[keyspace])
@@ -103,14 +110,14 @@ def quorum_lost(
             continue
         for datacenter, factor in sorted(copies.items()):
             members = [node for node in nodes if datacenter in ("", node["dc"])]
-            touched = sorted(node["name"] for node in members if node["name"] in gone)
+            touched = sorted(node["name"] for node in members if node["name"] in taken)
             if not touched or factor == 0:
                 continue
             need = factor // 2 + 1
             short = [
                 (end, sorted(set(chosen) & gone), len(set(chosen) - gone))
                 for end, chosen in replicas(members, factor, racks_matter=datacenter != "")
-                if len(set(chosen) - gone) < need and set(chosen) & gone
+                if len(set(chosen) - gone) < need and set(chosen) & taken
             ]
             if short:
                 end, without, left = short[0]
@@ -132,6 +139,7 @@ def verdict(
     record: Mapping[str, Any],
     mode: str,
     subjects: Sequence[str] = (),
+    absent: Sequence[str] = (),
     last_touched: Sequence[str] | str = (),
     unavailable_keyspaces: Sequence[str] = (),
     commitlog_free_min_mib: int = 0,
@@ -139,6 +147,7 @@ def verdict(
 ) -> dict[str, Any]:
     """{green, passing, reasons: [{id, text}]} for the ring of `peers`, those declared absent left out.
 
+    A node on record that is `absent` is not asked and may be down; its copies are missing all the same.
     `views` maps a peer's name to its view, None where it was not reached. `passing` says that nothing
     stands against it but what a ring gets over by itself, so that waiting is worth while.
     """
@@ -148,15 +157,16 @@ def verdict(
     by_name = {str(peer["name"]): peer for peer in peers}
     touched = [last_touched] if isinstance(last_touched, str) and last_touched else list(last_touched or ())
     _judge_subjects(reasons, by_name, mode=mode, subjects=subjects)
-    _judge_record(reasons, by_name, record)
+    _judge_record(reasons, by_name, record, absent)
+    missing = set(record.get("nodes") or {}) & set(absent) - set(by_name)
     nodes = [
-        {**by_name[name], "name": name, "tokens": entry["tokens"], "host_id": entry["host_id"]}
+        {**entry, **by_name.get(name, {}), "name": name}
         for name, entry in sorted((record.get("nodes") or {}).items())
-        if name in by_name
+        if name in by_name or name in missing
     ]
     excused = set(subjects) if mode == "repairing" else set()
     speaking = _judge_answers(reasons, by_name, views, excused)
-    _judge_identities(reasons, nodes, by_name, record, speaking, excused)
+    _judge_identities(reasons, nodes, by_name, record, speaking, excused | missing)
     _judge_liveness(reasons, by_name, speaking, excused)
     _judge_seeds(reasons, by_name, views, speaking, seeds)
     _judge_schema(reasons, by_name, speaking, excused)
@@ -165,7 +175,13 @@ def verdict(
     _judge_clocks(reasons, views)
     _judge_disks(reasons, by_name, views, commitlog_free_min_mib)
     _judge_quorum(
-        reasons, nodes, speaking, mode=mode, subjects=subjects, unavailable_keyspaces=unavailable_keyspaces
+        reasons,
+        nodes,
+        speaking,
+        mode=mode,
+        subjects=subjects,
+        missing=missing,
+        unavailable_keyspaces=unavailable_keyspaces,
     )
     found = reasons.found
     return {
@@ -197,7 +213,10 @@ def _judge_subjects(
 
 
 def _judge_record(
-    reasons: Reasons, by_name: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]
+    reasons: Reasons,
+    by_name: Mapping[str, Mapping[str, Any]],
+    record: Mapping[str, Any],
+    absent: Sequence[str],
 ) -> None:
     recorded = record.get("nodes") or {}
     if not recorded:
@@ -215,12 +234,12 @@ def _judge_record(
             f"the record does not know {', '.join(missing)}, which the inventory names. A host that has not "
             "joined yet is added by add_cassandra_node; else restore the record.",
         )
-    extra = sorted(set(recorded) - set(by_name))
+    extra = sorted(set(recorded) - set(by_name) - set(absent))
     if extra:
         reasons.add(
             "CN-202",
-            f"the record knows {', '.join(extra)}, which the inventory does not name or declares absent. "
-            "Put the host back into the inventory, or remove it from the ring by remove_cassandra_node.",
+            f"the record knows {', '.join(extra)}, which the inventory does not name. Put the host back "
+            "into the inventory, or remove it from the ring by remove_cassandra_node.",
         )
     for name in sorted(set(by_name) & set(recorded)):
         wrong = [
@@ -254,8 +273,8 @@ def _judge_answers(
             reasons.add(
                 "CN-203",
                 f"{name} ({by_name[name]['address']}) was not reached in this run. A ring is touched only "
-                "while every node says how it sees the others: bring the host back, run without --limit, "
-                "or declare it gone in cassandra_node_absent_hosts after it was removed from the ring.",
+                "while every node says how it sees the others: bring the host back, run without --limit, or "
+                "declare it absent in cassandra_node_absent_hosts, after it was removed or while it is lost.",
             )
         elif view.get("error"):
             reasons.add("CN-204", f"{name}: {view['error']}")
@@ -283,7 +302,8 @@ def _judge_identities(
         said.setdefault((identifier, text), set()).add(observer)
 
     owner_on_record = {int(token): node["name"] for node in nodes for token in node["tokens"]}
-    name_of = {normal_address(peer["address"]): name for name, peer in by_name.items()}
+    name_of = {normal_address(node["address"]): node["name"] for node in nodes}
+    name_of.update({normal_address(peer["address"]): name for name, peer in by_name.items()})
     for observer, view in sorted(speaking.items()):
         seen = {normal_address(address): entry for address, entry in view["nodes"].items()}
         for node in nodes:
@@ -467,7 +487,7 @@ def _judge_work(
             reasons.add(
                 "CN-211",
                 f"{name} says that it is {view['mode']}, not NORMAL. Wait until it is done; a node that is "
-                "DRAINED has to be restarted.",
+                "DRAINING or DRAINED stays so: restart_cassandra starts it anew.",
             )
         if view["streams"]:
             reasons.add(
@@ -553,13 +573,15 @@ def _judge_quorum(
     *,
     mode: str,
     subjects: Sequence[str],
+    missing: set[str],
     unavailable_keyspaces: Sequence[str],
 ) -> None:
     if mode not in ("touch", "repairing") or not nodes or not speaking:
         return
     lost = set(subjects)
-    if mode == "repairing":
-        # What is down already is not taken away by working on it.
+    if mode == "repairing" and not missing:
+        # What is down already is not taken away by working on it. Beside one that is absent it is: of what
+        # two of three copies have, the one that is left need not know.
         addresses = {node["name"]: normal_address(node["address"]) for node in nodes}
         lost = {
             name
@@ -582,7 +604,7 @@ def _judge_quorum(
         )
         return
     judged = {name: value for name, value in keyspaces.items() if name not in set(unavailable_keyspaces)}
-    for sentence in quorum_lost(judged, nodes, lost):
+    for sentence in quorum_lost(judged, nodes, lost, missing):
         reasons.add(
             "CN-217",
             f"{sentence}. Replicate it on more nodes and repair it; or, where its users accept to be "
@@ -601,10 +623,11 @@ def restart_steps(
     everything: bool = False,
     by: str = "node",
 ) -> list[dict[str, Any]]:
-    """[{mode, subjects, why}], in order: a node that is down first, then one by one or a rack at a time.
+    """[{mode, subjects, why}], in order: what is down first, then one by one or a rack at a time.
 
     Without `names` and `everything` only nodes of which a changed configuration waits. A node that runs
-    and says nothing is restarted only where it is named.
+    and says nothing is restarted only where it is named. One that was drained is down: the gate opens
+    for no touch while it is, since the others call it so.
     """
     by_name = {str(peer["name"]): peer for peer in peers}
     unknown = sorted(set(names) - set(by_name))
@@ -617,16 +640,29 @@ def restart_steps(
         view = views.get(name) or {}
         if names and name not in names:
             continue
-        if view.get("kind") == "stopped" or (name in names and view.get("error")):
+        if view.get("kind") in DOWN or (name in names and view.get("error")):
             down.append(name)
         elif names or everything or pending_restart(view.get("pending") or []):
             living.append(name)
-    steps = [{"mode": "repairing", "subjects": [name], "why": "it is down"} for name in down]
-    racks: dict[tuple[str, str], list[str]] = {}
-    for name in living:
-        racks.setdefault((str(by_name[name]["dc"]), str(by_name[name]["rack"])), []).append(name)
-    groups = [[name] for name in living] if by == "node" else list(racks.values())
-    for group in groups:
+
+    def groups(among: list[str]) -> list[list[str]]:
+        racks: dict[tuple[str, str], list[str]] = {}
+        for name in among:
+            racks.setdefault((str(by_name[name]["dc"]), str(by_name[name]["rack"])), []).append(name)
+        return [[name] for name in among] if by == "node" else list(racks.values())
+
+    steps = []
+    for group in groups(down):
+        kinds = {(views.get(name) or {}).get("kind") for name in group}
+        why = "drained" if kinds == {"drained"} else "down"
+        steps.append(
+            {
+                "mode": "repairing",
+                "subjects": group,
+                "why": f"{'it is' if len(group) == 1 else 'they are'} {why}",
+            }
+        )
+    for group in groups(living):
         waiting = [
             line for name in group for line in pending_restart((views.get(name) or {}).get("pending") or [])
         ]
@@ -656,7 +692,7 @@ def outage_plan(
     down: dict[bool, list[str]] = {True: [], False: []}
     for peer in sorted(peers, key=lambda peer: str(peer["name"])):
         name = str(peer["name"])
-        if (views.get(name) or {}).get("kind") != "stopped":
+        if (views.get(name) or {}).get("kind") not in DOWN:
             continue
         if name in (record.get("nodes") or {}) and (states.get(name) or {}).get("data") == "empty":
             refusals.append(
@@ -665,12 +701,31 @@ def outage_plan(
                     "text": f"the data directory of {name} is empty, but it stands in the controller's "
                     "record. Started like this it would come up with no data, or silently take over "
                     f"ranges. If the disk is not mounted, mount it; if it was lost, declare {name} absent "
-                    f"for this run (-e 'cassandra_node_absent_hosts=[{name}]') and then run {REPLACE}.",
+                    f"""for this run (-e '{{"cassandra_node_absent_hosts": ["{name}"]}}') and then run """
+                    f"{REPLACE}.",
                 }
             )
             continue
         down[normal_address(peer["address"]) in first].append(name)
     return {"seeds": down[True], "others": down[False], "refusals": refusals}
+
+
+# --- what nodetool prints -----------------------------------------------------------------------------
+
+
+def status_faults(
+    lines: Iterable[str], peers: Sequence[Mapping[str, Any]], absent: Sequence[str] = ()
+) -> list[str]:
+    """Why the ring that `nodetool status` prints is not that of `peers`, up and normal but for the absent."""
+    matches = (re.match(r"([UD?][NLJM])\s+(\S+)", line) for line in lines)
+    seen = {normal_address(match[2]): match[1] for match in matches if match}
+    names = {normal_address(peer["address"]): str(peer["name"]) for peer in peers}
+    faults = []
+    for address, name in names.items():
+        if seen.get(address) != "UN" and name not in absent:
+            faults.append(f"{name} ({address}) is {seen.get(address, 'not there')}")
+    strangers = sorted(set(seen) - set(names))
+    return faults + [f"{address} is there and not in the inventory" for address in strangers]
 
 
 def summary(reasons: Sequence[Mapping[str, str]]) -> str:
@@ -690,7 +745,9 @@ class FilterModule:
         return {
             "cassandra_node_gate": verdict,
             "cassandra_node_gate_summary": summary,
+            "cassandra_node_normal_address": normal_address,
             "cassandra_node_outage_plan": outage_plan,
             "cassandra_node_restart_steps": restart_steps,
             "cassandra_node_pending_restart": pending_restart,
+            "cassandra_node_status_faults": status_faults,
         }

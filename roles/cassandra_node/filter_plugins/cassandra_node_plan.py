@@ -75,7 +75,7 @@ def plan(
 
     `states` maps each peer to what cassandra_node_state returned on it in this run, None where it did
     not run. `record` is the controller's record of the ring, empty where there is none. `joining`
-    says how those hosts join that a gated playbook lets in.
+    says how those hosts join that a gated playbook lets in. On a host that is `absent` nothing is done.
     """
     absent, joining = absent or [], joining or {}
     expected = [peer for peer in peers if peer["name"] not in absent]
@@ -94,7 +94,7 @@ def plan(
     }
     refusals: dict[str, str] = verdict["refusals"]
     refusals.update(_refuse_peers(peers, name=name, wanted=wanted))
-    if refusals or mine is None:
+    if refusals or mine is None or name in absent:
         return verdict
     if name in joining:
         verdict["join"] = joining[name]["how"]
@@ -120,8 +120,8 @@ def plan(
         refusals["CN-110"] = (
             f"not reached in this run and silent on 7000 and 9042: {', '.join(unreached)}. A ring is "
             "changed only "
-            "while every peer is known. Bring the peer back, run without --limit, or declare it gone in "
-            "cassandra_node_absent_hosts after it was removed from the ring."
+            "while every peer is known. Bring the peer back, run without --limit, or declare it absent in "
+            "cassandra_node_absent_hosts, after it was removed or while it is lost."
         )
         return verdict
 

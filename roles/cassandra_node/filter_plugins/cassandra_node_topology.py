@@ -7,7 +7,18 @@ the ring. docs/refusals.md has a section for each refusal.
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+# Ansible loads each filter by its path, so that one cannot import another by name.
+_spec = importlib.util.spec_from_file_location(
+    "cassandra_node_gate", Path(__file__).with_name("cassandra_node_gate.py")
+)
+_gate = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_gate)
+normal_address = _gate.normal_address
 
 TOKEN_MIN = -(2**63)
 TOKEN_SPAN = 2**64
@@ -40,7 +51,10 @@ def topology(
     client_datacenters: list[str] | None = None,
     num_tokens: int = 16,
 ) -> dict[str, Any]:
-    """{refusals: {id: sentence}, subjects: [{name, address, case, ...}], ...} of one operation."""
+    """{refusals: {id: sentence}, subjects: [{name, address, case, ...}], ...} of one operation.
+
+    The subjects' addresses are spelled as in the views of cassandra_node_status: tasks compare them.
+    """
     ring = Ring(peers, record=record, states=states, views=views, absent=absent or [])
     verdict: dict[str, Any] = {
         "refusals": {},
@@ -91,7 +105,10 @@ def topology(
 
 
 class Ring:
-    """What is known of the ring, asked by name."""
+    """What is known of the ring, asked by name.
+
+    Addresses are compared in one spelling: inventory and record have what a person wrote.
+    """
 
     def __init__(
         self,
@@ -115,23 +132,43 @@ class Ring:
 
     def is_member(self, address: str) -> bool:
         """Whether some running node holds that address for the owner of tokens."""
-        return any(address in view["tokens_of"] for view in self.views.values())
+        return any(_among(address, view["tokens_of"]) for view in self.views.values())
 
     def is_up(self, address: str) -> bool:
         """Whether some other running node calls that address up."""
         return any(
-            address in view["live"]
+            _among(address, view["live"])
             for name, view in self.views.items()
-            if str(self.peers.get(name, {}).get("address")) != address
+            if normal_address(self.peers.get(name, {}).get("address")) != normal_address(address)
         )
 
     def is_leaving(self, address: str) -> bool:
         """Whether some running node sees it leave."""
-        return any(address in view["leaving"] for view in self.views.values())
+        return any(_among(address, view["leaving"]) for view in self.views.values())
+
+    def calls_itself_member(self, name: str) -> bool:
+        """Whether that node runs and says of itself that it takes part."""
+        return str(self.views.get(name, {}).get("mode")) == "NORMAL"
 
     def in_datacenter(self, datacenter: str) -> list[str]:
         """The names on record that stand in it."""
         return sorted(name for name, node in self.recorded.items() if node["dc"] == datacenter)
+
+
+def _among(address: str, addresses: Iterable[str]) -> bool:
+    return normal_address(address) in {normal_address(other) for other in addresses}
+
+
+def _refuse_to_finish(ring: Ring, verdict: dict[str, Any], name: str, address: str) -> bool:
+    """What is finished is stopped: not a node that takes part, whatever the others say."""
+    if not ring.calls_itself_member(name):
+        return False
+    verdict["refusals"]["CN-307"] = (
+        f"no node knows {name} by the address {address}, but {name} says of itself that it is NORMAL. "
+        "Stopped now, it would take its data along. Compare nodetool status on every node with the record "
+        "before anything else."
+    )
+    return True
 
 
 def _begun_otherwise(ring: Ring, verdict: dict[str, Any], how: str, among: list[str] | None = None) -> bool:
@@ -199,7 +236,13 @@ def _add(ring: Ring, verdict: dict[str, Any]) -> None:
         case = _case_of_joining(ring, name, verdict)
         peer = ring.expected[name]
         verdict["subjects"].append(
-            {"name": name, "address": peer["address"], "dc": peer["dc"], "case": case, "how": "bootstrap"}
+            {
+                "name": name,
+                "address": normal_address(peer["address"]),
+                "dc": peer["dc"],
+                "case": case,
+                "how": "bootstrap",
+            }
         )
     if not new:
         verdict["note"] = "every node of the inventory is on record: nothing to add"
@@ -216,12 +259,12 @@ def _replace(ring: Ring, verdict: dict[str, Any], *, subject: str, answering: li
         )
         return
     old, peer, state = ring.recorded[subject], ring.expected[subject], ring.states.get(subject)
-    before = str(old["address"])
+    before = normal_address(old["address"])
     begun = subject in ring.under_way()
-    moved = before != str(peer["address"])
-    if moved and begun and ring.under_way()[subject].get("replaces") != before:
+    moved = before != normal_address(peer["address"])
+    if moved and begun and normal_address(ring.under_way()[subject].get("replaces")) != before:
         # The record has the new address already: only the rest is left to do.
-        before = str(ring.under_way()[subject].get("replaces"))
+        before = normal_address(ring.under_way()[subject].get("replaces"))
     for key in ("dc", "rack"):
         if str(old[key]) != str(peer[key]):
             verdict["refusals"]["CN-306"] = (
@@ -232,7 +275,7 @@ def _replace(ring: Ring, verdict: dict[str, Any], *, subject: str, answering: li
     # What the others call it is not asked here: they need up to twenty seconds to see a dead node, and the
     # run waits for that before it starts anything.
     lives = not begun and state is not None and state["active"] and not moved
-    if lives or (before in answering and (moved or not begun)):
+    if lives or (_among(before, answering) and (moved or not begun)):
         verdict["refusals"]["CN-307"] = (
             f"the node to be replaced, {subject} ({before}), still answers, or another node calls it up. Two "
             "nodes with the same tokens lose data. If it is to go, stop it (systemctl disable --now "
@@ -243,7 +286,7 @@ def _replace(ring: Ring, verdict: dict[str, Any], *, subject: str, answering: li
     verdict["subjects"].append(
         {
             "name": subject,
-            "address": peer["address"],
+            "address": normal_address(peer["address"]),
             "dc": peer["dc"],
             "case": case,
             "how": "replace",
@@ -301,7 +344,7 @@ def _remove(
     if not _known(ring, verdict, subject) or _begun_otherwise(ring, verdict, ""):
         return
     node = ring.recorded[subject]
-    address, datacenter = str(node["address"]), str(node["dc"])
+    address, datacenter = normal_address(node["address"]), str(node["dc"])
     left = [name for name in ring.in_datacenter(datacenter) if name != subject]
     state = ring.states.get(subject)
     member = ring.is_member(address)
@@ -335,6 +378,8 @@ def _remove(
         )
         return
     case = "decommission" if runs and member else "removenode" if member else "finish"
+    if case == "finish" and _refuse_to_finish(ring, verdict, subject, address):
+        return
     verdict["subjects"].append(
         {
             "name": subject,
@@ -442,7 +487,7 @@ def _add_datacenter(
         verdict["subjects"].append(
             {
                 "name": name,
-                "address": ring.expected[name]["address"],
+                "address": normal_address(ring.expected[name]["address"]),
                 "dc": datacenter,
                 "case": case,
                 "how": "datacenter",
@@ -509,6 +554,7 @@ def _remove_datacenter(
             f"KEYSPACE to have copies in {' or '.join(others)}, rebuild there, and run again; or drop it."
         )
         return
+    # One that has left and is stopped, and only stands in the record yet, is not dead.
     dead = [
         name
         for name in names
@@ -525,14 +571,18 @@ def _remove_datacenter(
     verdict["system_replication"] = {k: v for k, v in affected.items() if k in SYSTEM_KEYSPACES}
     for name in names:
         node = ring.recorded[name]
+        address = normal_address(node["address"])
+        case = "decommission" if ring.is_member(address) else "finish"
+        if case == "finish" and _refuse_to_finish(ring, verdict, name, address):
+            return
         verdict["subjects"].append(
             {
                 "name": name,
-                "address": node["address"],
+                "address": address,
                 "dc": datacenter,
-                "case": "decommission" if ring.is_member(str(node["address"])) else "finish",
+                "case": case,
                 "host_id": node["host_id"],
-                "under_way": ring.is_leaving(str(node["address"])),
+                "under_way": ring.is_leaving(address),
             }
         )
 
@@ -596,13 +646,16 @@ def marker(subject: dict[str, Any]) -> dict[str, Any]:
     return {key: subject[key] for key in ("how", "replaces", "tokens") if key in subject}
 
 
+DEPLOY = (
+    "Run playbooks/site.yml now: it brings the weekly repair, metrics and monitoring of {names}, and tells "
+    "the ingest hosts the address."
+)
 AFTERWARDS = {
-    "add": "Run playbooks/site.yml for the monitoring of the new hosts.",
-    "replace": "",
+    "add": DEPLOY,
+    "replace": DEPLOY,
     "remove": "Take {names} out of the inventory's group now: playbooks/site.yml refuses until then.",
     "add_datacenter": "Now clients may have {dcs} for their local data centre "
-    "(ingest_container_cassandra_local_dc, then playbooks/deploy_ingest.yml). Run playbooks/site.yml for "
-    "the monitoring of the new hosts.",
+    "(ingest_container_cassandra_local_dc, then playbooks/deploy_ingest.yml). " + DEPLOY,
     "remove_datacenter": "Take {names} out of the inventory's group and {dcs} out of the replication in "
     "cassandra_node_keyspaces now: playbooks/site.yml refuses until then.",
 }
@@ -628,7 +681,7 @@ def report(
         lines.append(f"{datacenter} has {len(members)} nodes: {', '.join(members)}")
     for name, waiting in sorted(pending.items()):
         lines += [f"{name} waits for restart_cassandra: {line}" for line in waiting]
-    if subjects and AFTERWARDS[operation] and not check:
+    if subjects and not check:
         dcs = ", ".join(sorted({str(subject["dc"]) for subject in subjects}))
         lines.append(AFTERWARDS[operation].format(names=names, dcs=dcs))
     return lines

@@ -25,7 +25,7 @@ def upgrade_plan(
 ) -> dict[str, Any]:
     """{direction, steps, versions, refusals: {ID: text}} to bring every node of `peers` to `wanted`.
 
-    A node that is down comes first (a run was interrupted between stop and start, or it has to be
+    A node that is down comes first (a run was interrupted between drain and start, or it has to be
     brought back anyway); nodes that run `wanted` already are left alone.
     """
     order = sorted(peers, key=lambda peer: (str(peer["dc"]), str(peer["rack"]), str(peer["name"])))
@@ -33,14 +33,19 @@ def upgrade_plan(
     versions = {name: str(view.get("version") or "") for name, view in found.items()}
     running = [version for version in versions.values() if version]
     steps = [
-        {"mode": "repairing", "subjects": [name], "why": "it is down"}
+        {
+            "mode": "repairing",
+            "subjects": [name],
+            "why": "it is drained" if view["kind"] == "drained" else "it is down",
+        }
         for name, view in found.items()
-        if view.get("kind") == "stopped"
+        if view.get("kind") in ("stopped", "drained")
     ]
+    down = [step["subjects"][0] for step in steps]
     steps += [
         {"mode": "touch", "subjects": [name], "why": f"{version} -> {wanted}"}
         for name, version in versions.items()
-        if version and version != wanted
+        if version and version != wanted and name not in down
     ]
     back = any(parts(version) > parts(wanted) for version in running)
     refusals: dict[str, str] = {}

@@ -26,7 +26,7 @@ options:
   commitlog_directory: {description: Where the commit log is, type: path, required: true}
   conf_directory: {description: Where the configuration is, type: path, required: true}
   started_directory: {description: What the daemon was started with, type: path, required: true}
-  files: {description: Names of the configuration files, type: list, elements: str, required: true}
+  files: {description: 'Names of configuration files, or paths', type: list, elements: str, required: true}
   round: {description: Handed back in the view; tells it from an older one, type: str, default: ''}
 author: Fieldring
 """

@@ -19,7 +19,7 @@ options:
   nodetool: {description: Path of nodetool, type: path, required: true}
   conf_directory: {description: Where the configuration is, type: path, required: true}
   started_directory: {description: What the daemon was started with, type: path, required: true}
-  files: {description: Names of the configuration files, type: list, elements: str, required: true}
+  files: {description: 'Names of configuration files, or paths', type: list, elements: str, required: true}
   version: {description: Version that is wanted, type: str, required: true}
   note: {description: Path of the note, type: path, required: true}
 author: Fieldring
@@ -37,10 +37,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cassandra_node_host import unit_state
 from ansible.module_utils.cassandra_node_view import (
     ViewError,
-    pending_changes,
-    read_folder,
     wait_for_port,
     wait_for_view,
+    waiting_changes,
 )
 
 
@@ -76,10 +75,7 @@ def main():
             msg=f"after {params['wait_seconds']} s: {'; '.join(faults)}", view=view, faults=faults
         )
 
-    pending = pending_changes(
-        read_folder(params["started_directory"], params["files"]),
-        read_folder(params["conf_directory"], params["files"]),
-    )
+    pending = waiting_changes(params["started_directory"], params["conf_directory"], params["files"])
     if view["version"] != params["version"]:
         pending.append(
             "version: {} runs, {} is wanted (upgrade_cassandra, docs/runbook/upgrade_cassandra.md)".format(

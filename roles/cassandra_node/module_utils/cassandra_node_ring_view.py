@@ -29,8 +29,7 @@ from ansible.module_utils.cassandra_node_view import (
     normal_address,
     parse_list,
     parse_map,
-    pending_changes,
-    read_folder,
+    waiting_changes,
 )
 
 # All beans whose type has a capital S and no other key: StorageService, HintsService, StreamManager and some
@@ -50,7 +49,7 @@ QUERY_POOLS = "SELECT name, active_tasks, pending_tasks FROM system_views.thread
 
 
 class SilentNodeError(ViewError):
-    """Why a node says nothing: `stopped`, `silent` (no JMX) or `hung`."""
+    """Why a node says nothing: `stopped`, `silent` (no JMX) or `hung`; one that speaks may be `drained`."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -125,6 +124,8 @@ def parse_view(text: str, gossip: str) -> dict[str, Any]:
     moving = sorted(normal_address(item.split("=")[0]) for item in parse_list(ring["MovingNodes"]))
     return {
         "mode": ring["OperationMode"],
+        # It says all the rest, and serves nobody until it is started anew.
+        "kind": "drained" if ring["OperationMode"] in ("DRAINING", "DRAINED") else "",
         "version": ring["ReleaseVersion"],
         "host_id": ring["LocalHostId"],
         "tokens": sorted(int(token) for token in parse_list(ring["Tokens"])),
@@ -264,11 +265,7 @@ def free_mib(directory: str) -> int | None:
 def look(params: dict[str, Any]) -> dict[str, Any]:
     """The whole view. Never raises: what went wrong is its `error`."""
     view: dict[str, Any] = {"error": "", "kind": "", "round": params["round"], "pending": [], "answering": {}}
-    view["pending"] = pending_changes(
-        read_folder(params["started_directory"], params["files"]),
-        read_folder(params["conf_directory"], params["files"]),
-    )
-
+    view["pending"] = waiting_changes(params["started_directory"], params["conf_directory"], params["files"])
     view["commitlog_free_mib"] = free_mib(params["commitlog_directory"])
 
     def ring_the_bell(*_: Any) -> None:

@@ -97,6 +97,10 @@ def pending_changes(started: dict[str, str], now: dict[str, str]) -> list[str]:
     """
     changes = []
     for name in sorted(set(started) | set(now)):
+        if started and name not in started:
+            # It was started before this file was looked after.
+            changes.append(f"{name}: (not known) -> (as it is now)")
+            continue
         before, after = _lines(started.get(name, "")), _lines(now.get(name, ""))
         if before != after:
             gone = [masked(line).strip() for line in before if line not in after]
@@ -107,8 +111,16 @@ def pending_changes(started: dict[str, str], now: dict[str, str]) -> list[str]:
     return changes
 
 
-def read_folder(folder: str, names: list[str]) -> dict[str, str]:
-    paths = {name: Path(folder) / name for name in names}
+def waiting_changes(started_directory: str, conf_directory: str, files: list[str]) -> list[str]:
+    """What waits for a restart. A file is a name in `conf_directory`, or has a path of its own, as a unit."""
+    names = {path.name: path for path in (Path(conf_directory) / file for file in files)}
+    return pending_changes(
+        _read({name: Path(started_directory) / name for name in names}),
+        _read(names),
+    )
+
+
+def _read(paths: dict[str, Path]) -> dict[str, str]:
     return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
 
 
