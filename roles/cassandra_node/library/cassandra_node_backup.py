@@ -113,7 +113,8 @@ class Node:
 
     def list(self):
         manifests = []
-        for node in self.params["nodes"]:
+        # A check run does not install restic: what the storage has is then seen by the first real one.
+        for node in self.params["nodes"] if shutil.which("restic") else []:
             repository = self.repository(node)
             if repository.exists():
                 manifests += repository.ring_manifests()
@@ -393,6 +394,11 @@ def main():
     params = module.params
     if module.check_mode and params["action"] not in ("list", "plan"):
         module.exit_json(changed=True, summary={}, skipped=True)
+    if params["action"] != "list" and not shutil.which("restic"):
+        module.fail_json(
+            msg="restic is not on this host yet, so no backup can be looked at: the first run without --check "
+            "installs it"
+        )
     with tempfile.TemporaryDirectory(prefix="fieldring-backup-") as secrets:
         options = []
         if params["repository"].startswith("sftp:"):
