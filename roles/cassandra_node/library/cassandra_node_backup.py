@@ -396,7 +396,7 @@ def main():
         module.exit_json(changed=True, summary={}, skipped=True)
     if params["action"] != "list" and not shutil.which("restic"):
         module.fail_json(
-            msg="restic is not on this host yet, so no backup can be looked at: the first run without --check "
+            msg="restic is not on this host yet, so no backup can be looked at: a run without --check "
             "installs it"
         )
     with tempfile.TemporaryDirectory(prefix="fieldring-backup-") as secrets:
