@@ -250,6 +250,7 @@ def test_a_peer_takes_over_and_requests_do_not_run_in_a_circle(host: Host, other
         status, answer = ask(host, "/write", "size=3")
         assert status == 503
         assert answer.startswith('1 {"code":"unavailable"')
+        assert set(json.loads(answer.removeprefix("1 "))) == {"code", "message", "error", "errors"}
     finally:
         for one in (host, other):
             one.check_output("systemctl start echo@receive-1:18081 echo@receive-2:18082")
