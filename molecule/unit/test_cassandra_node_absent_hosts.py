@@ -7,9 +7,11 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
 from repository import ROOT
 
 
+@pytest.mark.playbook
 def test_absent_node_on_record_still_holds_copies(tmp_path: Path) -> None:
     """CN-124 and the copies of the accounts count it; one that was removed for good is none."""
     peers = [

@@ -50,12 +50,14 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
     return re.sub(r"[\s\\]+", " ", done.stdout)
 
 
+@pytest.mark.playbook
 def test_container_is_told_that_it_is_not_possible(said: str) -> None:
     """What is found, and where it can be set; nothing would be written."""
     assert f"contained: {FAULTS}. Not possible here: it is a container" in said
     assert re.search(r"contained : ok=\d+ changed=0", said)
 
 
+@pytest.mark.playbook
 def test_machine_gets_both_settings_for_every_boot(said: str) -> None:
     """The file says what systemd-tmpfiles writes, on this host alone."""
     assert "w! /sys/kernel/mm/transparent_hugepage/enabled - - - - madvise" in said
@@ -64,12 +66,14 @@ def test_machine_gets_both_settings_for_every_boot(said: str) -> None:
     assert f"machine: {FAULTS}" not in said
 
 
+@pytest.mark.playbook
 def test_switched_off(said: str) -> None:
     """A machine whose owner sets them otherwise is only told."""
     assert f"switched-off: {FAULTS}. Not possible here: cassandra_node_kernel_memory_enabled is false" in said
     assert re.search(r"switched-off : ok=\d+ changed=0", said)
 
 
+@pytest.mark.playbook
 def test_swap_is_reported_where_there_is_some(said: str) -> None:
     """With what to do; never switched off from here."""
     for name in ("contained", "machine", "switched-off"):
@@ -77,6 +81,7 @@ def test_swap_is_reported_where_there_is_some(said: str) -> None:
     assert "right has" not in said
 
 
+@pytest.mark.playbook
 def test_what_is_right_is_not_mentioned(said: str) -> None:
     """No report without a reason."""
     assert "right: " not in said

@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 TWO_RINGS = """
@@ -18,6 +20,7 @@ all:
 """
 
 
+@pytest.mark.playbook
 def test_two_rings_in_one_inventory_are_refused(tmp_path: Path) -> None:
     """CN-121: every ring playbook works on exactly one."""
     inventory = tmp_path / "hosts.yml"
@@ -33,6 +36,7 @@ def test_two_rings_in_one_inventory_are_refused(tmp_path: Path) -> None:
     assert "CN-121" in done.stdout + done.stderr
 
 
+@pytest.mark.playbook
 def test_a_host_that_is_declared_absent_is_left_alone(tmp_path: Path) -> None:
     """Though it is still in the group: no role is applied to it, and nothing is refused."""
     inventory = tmp_path / "hosts.yml"
@@ -59,6 +63,7 @@ def test_a_host_that_is_declared_absent_is_left_alone(tmp_path: Path) -> None:
     assert "TASK [base_host" not in done.stdout
 
 
+@pytest.mark.playbook
 def test_a_clone_without_migrations_is_refused(tmp_path: Path) -> None:
     """CN-122: a ring without the service's tables would take nothing, and everything would stay spooled."""
     inventory = tmp_path / "hosts.yml"

@@ -34,6 +34,7 @@ def run(folder: Path, playbook: str, *arguments: str, **variables: Any) -> str:
     return f"status {done.returncode} " + " ".join((done.stdout + done.stderr).split())
 
 
+@pytest.mark.playbook
 @pytest.mark.parametrize("playbook", ["site.yml", "plan_site.yml"])
 def test_root_on_the_controller_is_refused(playbook: str, tmp_path: Path) -> None:
     """CO-101: the CA and the ring's record would be root's."""
@@ -42,6 +43,7 @@ def test_root_on_the_controller_is_refused(playbook: str, tmp_path: Path) -> Non
     assert "CO-101: ansible_become is true for localhost" in said
 
 
+@pytest.mark.playbook
 def test_root_on_the_hosts_alone_is_no_reason(tmp_path: Path) -> None:
     """The near miss: set for the inventory's own hosts, it does not reach localhost."""
     become = "{{ inventory_hostname != 'localhost' }}"
@@ -50,6 +52,7 @@ def test_root_on_the_hosts_alone_is_no_reason(tmp_path: Path) -> None:
     assert "OS-100 no manifest given" in said
 
 
+@pytest.mark.playbook
 def test_a_rotation_of_certificates_covers_the_whole_site(tmp_path: Path) -> None:
     """CA-106: a gateway that is left out would be cut off; a ring node that is declared absent may be."""
     absent = {"cassandra_node_absent_hosts": ["ring2", "gateway1"]}

@@ -145,6 +145,7 @@ def test_a_controller_that_cannot_build_is_refused(found: dict[str, Any], refusa
     assert "registry" in text
 
 
+@pytest.mark.playbook
 def test_the_role_stops_at_the_refusal(service: Path) -> None:
     """A controller whose Docker does not answer is told so, and nothing is written (SB-101)."""
     play = service.parent / "play.yml"

@@ -28,6 +28,7 @@ def said(folder: Path, *arguments: str, playbook: str = "shared/whole_ring.yml")
     return done.returncode, re.sub(r"[\\\s]+", " ", done.stdout + done.stderr)
 
 
+@pytest.mark.playbook
 def test_text_is_no_list(tmp_path: Path) -> None:
     """CN-127: ring1 would be found in the text [ring10] too; each is named, with the way to say it."""
     lists = [
@@ -46,6 +47,7 @@ def test_text_is_no_list(tmp_path: Path) -> None:
         assert f"""{name}=[ring10,'ring2'], say -e '{{"{name}": ["ring10", "ring2"]}}'""" in told
 
 
+@pytest.mark.playbook
 def test_text_is_no_list_for_the_first_playbook_either(tmp_path: Path) -> None:
     """CN-127, before any host is touched."""
     text = ("-e", "cassandra_node_absent_hosts=ring10")
@@ -54,6 +56,7 @@ def test_text_is_no_list_for_the_first_playbook_either(tmp_path: Path) -> None:
     assert """say -e '{"cassandra_node_absent_hosts": ["ring10"]}'""" in told
 
 
+@pytest.mark.playbook
 def test_lists_and_known_names_pass(tmp_path: Path) -> None:
     """As JSON, which stays what it is."""
     given: dict[str, list[str]] = {
@@ -65,6 +68,7 @@ def test_lists_and_known_names_pass(tmp_path: Path) -> None:
     assert status == 0, told
 
 
+@pytest.mark.playbook
 @pytest.mark.parametrize("variable", ["restart_cassandra_nodes", "repair_cassandra_nodes"])
 def test_unknown_names_are_refused(tmp_path: Path, variable: str) -> None:
     """CN-128: doing nothing for it would look done. ring is no node, and ring2 was declared absent."""

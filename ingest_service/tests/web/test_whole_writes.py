@@ -51,16 +51,16 @@ def read_answer(client: socket.socket) -> tuple[int, dict[bytes, bytes], bytes]:
 
 
 @pytest.fixture
-def taken(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Paths of the writes that took the short way."""
+def taken(shared: Service, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of the writes to the shared service that took the short way."""
     paths: list[str] = []
-    usual = service.receive.write_whole
+    usual = shared.receive.write_whole
 
     def noted(path: str, *rest: object) -> None:
         paths.append(path)
         usual(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(service.receive, "write_whole", noted)
+    monkeypatch.setattr(shared.receive, "write_whole", noted)
     return paths
 
 
@@ -83,17 +83,21 @@ def taken(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 )  # fmt: skip
 @pytest.mark.parametrize("up", [True, False])
 def test_answered_as_one_that_comes_in_pieces(
-    service: Service, taken: list[str], sent: bytes, status: int, up: bool
+    shared: Service, taken: list[str], sent: bytes, status: int, up: bool
 ) -> None:
     """Status, headers and body are those of the long way."""
-    service.store.up = up
+    shared.store.up = up
+    shared.receive._acceptor.store_answered()
     answers = []
-    with connected(service) as client:
+    with connected(shared) as client:
         for pieces in ([sent], [sent[:-1], sent[-1:]]):
             for piece in pieces:
                 client.sendall(piece)
-                time.sleep(0.1)
+                if piece is not pieces[-1]:
+                    time.sleep(0.1)
             answers.append(read_answer(client))
+    shared.store.up = True
+    shared.receive._acceptor.store_answered()
     for _, headers, _ in answers:
         headers.pop(b"date")
         # A refusal that comes before the body ends the connection; here there is no body to come.
@@ -103,9 +107,9 @@ def test_answered_as_one_that_comes_in_pieces(
     if not sent.endswith(b"\r\n\r\n"):
         # Two where the pieces of the second were read at once.
         assert 1 <= len(taken) <= 2
-    assert service.metric("fieldring_request_bytes") == 0
-    assert service.metric("fieldring_requests_under_way") == 0
-    assert service.metric("fieldring_commits_under_way") == 0
+    assert shared.metric("fieldring_request_bytes") == 0
+    assert shared.metric("fieldring_requests_under_way") == 0
+    assert shared.metric("fieldring_commits_under_way") == 0
 
 
 @pytest.mark.parametrize(
@@ -120,11 +124,9 @@ def test_answered_as_one_that_comes_in_pieces(
         request(b"3\r\n#no\r\n0\r\n\r\n", Content_Length=b"", Transfer_Encoding=b"chunked"),
     ],
 )  # fmt: skip
-def test_what_is_more_than_its_body_goes_the_long_way(
-    service: Service, taken: list[str], sent: bytes
-) -> None:
+def test_what_is_more_than_its_body_goes_the_long_way(shared: Service, taken: list[str], sent: bytes) -> None:
     """And is answered there."""
-    with connected(service) as client:
+    with connected(shared) as client:
         client.sendall(sent)
         assert read_answer(client)[0]
     assert taken == []
@@ -155,9 +157,9 @@ def test_requests_sent_without_waiting_are_answered_in_their_order(service: Serv
     assert service.points("last")
 
 
-def test_who_asks_for_the_connection_to_end_sees_it_end(service: Service, taken: list[str]) -> None:
+def test_who_asks_for_the_connection_to_end_sees_it_end(shared: Service, taken: list[str]) -> None:
     """The answer says so too."""
-    with connected(service) as client:
+    with connected(shared) as client:
         client.sendall(request(LINE % (b"a", T), Connection=b"close"))
         status, headers, _ = read_answer(client)
         assert (status, headers[b"connection"]) == (204, b"close")
@@ -208,14 +210,14 @@ def test_one_that_breaks_off_is_no_write(service: Service) -> None:
     assert service.points("kept")
 
 
-def test_a_defect_is_answered_500(service: Service, taken: list[str]) -> None:
+def test_a_defect_is_answered_500(shared: Service, taken: list[str]) -> None:
     """Without its inside, and the next request is served."""
-    service.store.defect = True
-    with connected(service) as client:
+    shared.store.defect = True
+    with connected(shared) as client:
         client.sendall(request(LINE % (b"a", T)))
         status, _, body = read_answer(client)
         assert (status, b"secret" in body) == (500, False)
-        service.store.defect = False
+        shared.store.defect = False
         client.sendall(request(LINE % (b"a", T)))
         assert read_answer(client)[0] == 204
     assert taken == ["/write", "/write"]
