@@ -66,7 +66,10 @@ UNIT = [
     Stage(
         "unit: service",
         # More than there are cores: many tests wait for a server or a time limit.
-        ["pytest", "-q", "-n", "3", "-m", "not cassandra and not browser and not integration"],
+        [
+            *("pytest", "-q", "-n", "5", "--dist", "worksteal"),
+            *("-m", "not cassandra and not browser and not integration"),
+        ],
         cwd=ROOT / "ingest_service",
     ),
     Stage("unit: repository", ["pytest", "-q", "molecule/unit"]),
