@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,16 +66,17 @@ UNIT = [
     Stage(
         "unit: service",
         # More than there are cores: many tests wait for a server or a time limit.
-        [
-            *("pytest", "-q", "-n", "5", "--dist", "worksteal"),
-            *("-m", "not cassandra and not browser and not integration"),
-        ],
+        ["pytest", "-q", "-n", "3", "-m", "not cassandra and not browser and not integration"],
         cwd=ROOT / "ingest_service",
     ),
     Stage("unit: repository", ["pytest", "-q", "molecule/unit"]),
 ]
-# Without those that start Ansible: it alone takes a second or more each time.
-FAST = [UNIT[0], Stage("unit: repository", ["pytest", "-q", "-m", "not playbook", "molecule/unit"])]
+# With more workers, as there is little beside them; without those that start Ansible, which takes a second or
+# more each time.
+FAST = [
+    replace(UNIT[0], command=[*UNIT[0].command[:2], "-n", "5", "--dist", "worksteal", *UNIT[0].command[4:]]),
+    Stage("unit: repository", ["pytest", "-q", "-m", "not playbook", "molecule/unit"]),
+]
 INTEGRATION = [
     Stage(
         "service: real parts",
