@@ -16,7 +16,7 @@ if docker info >/dev/null 2>&1; then
     say "removing ${hosts[*]}"
     docker rm --force --volumes "${hosts[@]}" >/dev/null
   fi
-  mapfile -t volumes < <(docker volume ls --quiet --filter "name=^$FIELDRING_LAB-(ring|ingest|gateway|monitor)[0-9]+-docker$")
+  mapfile -t volumes < <(docker volume ls --quiet --filter "name=^$FIELDRING_LAB-((ring|ingest|gateway|monitor)[0-9]+-docker|backup)$")
   if [ ${#volumes[@]} -gt 0 ]; then docker volume rm "${volumes[@]}" >/dev/null; fi
   mapfile -t networks < <(docker network ls --quiet --filter "$label")
   if [ ${#networks[@]} -gt 0 ]; then docker network rm "${networks[@]}" >/dev/null; fi

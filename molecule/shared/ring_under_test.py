@@ -19,7 +19,7 @@ from typing import Any
 import testinfra
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ring_traffic import RingTraffic  # type: ignore[import-not-found]
+from ring_traffic import RingTraffic, connect  # type: ignore[import-not-found]
 
 PROJECT = Path(__file__).parents[2]
 
@@ -183,6 +183,14 @@ class RingUnderTest:
             ledger=self.ephemeral / "ledger",
             dc=dc,
         )
+
+    def cql(self, statement: str) -> list[tuple[Any, ...]]:
+        """The rows of a statement that the service's account sends at LOCAL_QUORUM."""
+        cluster, session = connect(self.clients(self.contacts).configuration)
+        try:
+            return [tuple(row) for row in session.execute(statement)]
+        finally:
+            cluster.shutdown()
 
     @contextmanager
     def traffic(self, operation: str) -> Iterator[RingTraffic]:
