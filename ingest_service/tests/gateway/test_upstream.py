@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -256,6 +256,23 @@ def test_refused_url(upstreams: Callable[..., Upstreams], url: str, part: str) -
     with pytest.raises(ConfigurationError, match=part) as refusal:
         upstreams(url)
     assert "secret" not in str(refusal.value)
+
+
+def test_bare_ipv6_address_has_the_default_port(
+    upstreams: Callable[..., Upstreams], stop: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """https://[fd00::21] is that address and port 443, not fd00: and port 21."""
+    asked: list[tuple[str, int]] = []
+
+    def connect(address: tuple[str, int], *_: object, **__: object) -> NoReturn:
+        asked.append(address)
+        stop.set()
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(Stopped):
+        upstreams("https://[fd00::21]").deliver(b"x", source="")
+    assert asked == [("fd00::21", 443)]
 
 
 def test_no_urls(upstreams: Callable[..., Upstreams]) -> None:

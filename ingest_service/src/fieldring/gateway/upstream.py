@@ -80,7 +80,8 @@ class _Upstream:
             )
         self.url = url.rstrip("/")
         self._secure = parts.scheme == "https"
-        self._host, self._port = parts.hostname, port
+        # Said in full: http.client would take the end of a bare IPv6 address for a port.
+        self._host, self._port = parts.hostname, port or (443 if self._secure else 80)
         self._path = parts.path.rstrip("/") + PATH
         self._ca_file = ca_file
         self._connection: http.client.HTTPConnection | None = None
