@@ -5,4 +5,6 @@
 if [ -z "${FIELDRING_PLAIN_ANSIBLE:-}" ]; then
   ANSIBLE_STRATEGY_PLUGINS=$(python -c 'import importlib.util as u; print(u.find_spec("ansible_mitogen").submodule_search_locations[0] + "/plugins/strategy")')
   export ANSIBLE_STRATEGY_PLUGINS ANSIBLE_STRATEGY=mitogen_linear FIELDRING_LAB_CONNECTION=docker
+  # To reach a host; ten seconds are too few while rings start on the same cores.
+  export ANSIBLE_TIMEOUT=60
 fi
