@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,8 +49,20 @@ def test_backup_and_one_table_of_it_back() -> None:
     assert RING.cql("SELECT * FROM fieldring.windows") == []
 
 
+def test_host_that_is_gone_shuts_the_gate() -> None:
+    """CN-203: not even Ansible reaches it, and the run says so."""
+    subprocess.run(["docker", "kill", THIRD], check=True, capture_output=True)
+    try:
+        done = RING.play("restart_cassandra.yml", members=THREE, restart_cassandra_nodes=[FIRST])
+    finally:
+        subprocess.run(["docker", "start", THIRD], check=True, capture_output=True)
+    done.refused("CN-203")
+    assert f"CN-203: {THIRD}" in done.told
+
+
 def test_killed_node_shuts_the_gate_and_the_restart_opens_it() -> None:
     """CN-204 while it is down; then it is started, and the node whose configuration waits is restarted."""
+    wait(lambda: status(FIRST) == RING.whole(THREE), seconds=180, what="the host is back, and its node")
     kill(THIRD)
     conf = "/etc/cassandra/cassandra.yaml"
     node(SECOND).check_output("sed -i 's/file_cache_size: 32MiB/file_cache_size: 33MiB/' %s", conf)
