@@ -289,6 +289,24 @@ print(connection.recv(15))
     assert host.check_output("systemctl show -p MainPID --value haproxy") == before
 
 
+def test_a_reload_ends_no_idle_connection(host: Host) -> None:
+    """What a client sends on a connection that it kept is answered, and told that it was the last."""
+    program = rf"""{CONNECT}
+def ask():
+    connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+    return connection.recv(65536).decode().lower()
+first = ask()
+subprocess.run(["systemctl", "reload", "haproxy"], check=True)
+time.sleep(2)
+print(first, "then", ask(), "end", connection.recv(1))
+"""
+    before, _, after = host.check_output("python3 -c %s", program).partition("then")
+    assert "connection: close" not in before
+    assert " 200 " in after
+    assert "connection: close" in after
+    assert "end b''" in after
+
+
 def test_it_comes_back_after_kill_9(host: Host) -> None:
     """Nobody has to log in after HAProxy died."""
     host.check_output("kill -9 $(systemctl show -p MainPID --value haproxy)")
