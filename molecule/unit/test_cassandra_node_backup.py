@@ -207,6 +207,7 @@ def test_a_repository_is_made_where_there_is_none(
     ("said", "code"),
     [
         (f"Fatal: unable to open config file: Stat: Access Denied.{WHERE}", 1),
+        (f"Fatal: unable to open config file: Stat: The specified bucket does not exist{WHERE}", 1),
         (f"Fatal: unable to open config file: stat /srv/x/config: permission denied{WHERE}", 1),
         ("subprocess ssh: no such file or directory\nFatal: unable to start the sftp session: EOF\n", 1),
         ("Fatal: wrong password or no key found", 1),
@@ -221,6 +222,15 @@ def test_storage_that_fails_is_no_empty_storage(
         repository(tmp_path, monkeypatch, said, code).create()
     assert said.strip().splitlines()[0] in str(refused.value)
     assert not made(tmp_path)
+
+
+def test_storage_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what restic said until then; it would go on asking."""
+    silent = repository(tmp_path, monkeypatch, "", 0)
+    (tmp_path / "restic").write_text("#!/bin/sh\necho 'retrying' >&2\nexec sleep 60\n")
+    monkeypatch.setattr(backup, "ANSWER_SECONDS", 1)
+    with pytest.raises(backup.BackupError, match=r"no answer within 1 s\. retrying"):
+        silent.exists()
 
 
 def test_a_repository_that_vanished_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,10 @@ import re
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +235,150 @@ def test_restore_of_one_table_in_place() -> None:
     judge(run, "restore of another table", began)
     assert cql("SELECT sensor, ts, value FROM fieldring.windows") == [["kerbside", 1, 1.5]]
     assert "truncated-" in node(FIRST).check_output("nodetool listsnapshots")
+
+
+S3_BUCKET = "/srv/s3/ring-backups/site/main"
+S3_SECRET = "molecule-s3-secret-1"
+
+
+def s3(repository: str = "s3:https://172.31.96.21:9000/ring-backups/site", **changes: str) -> dict[str, Any]:
+    """A ring whose target is a private S3 storage. ID and region are words of its manifests, too."""
+    keys = {"AWS_ACCESS_KEY_ID": "backup", "AWS_SECRET_ACCESS_KEY": S3_SECRET, "AWS_DEFAULT_REGION": "main"}
+    return {
+        "cassandra_node_backup_repository": repository,
+        "cassandra_node_backup_environment": {**keys, **changes},
+        "cassandra_node_backup_ca": (CA / "ca.pem").read_text(),
+    }
+
+
+@contextmanager
+def processes_of(name: str) -> Iterator[set[str]]:
+    """Command lines that were seen on a host meanwhile, as any user of it could."""
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.2):
+            seen.update(node(name).run("ps axww -o args=").stdout.splitlines())
+
+    watch = threading.Thread(target=look)
+    watch.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watch.join()
+
+
+@contextmanager
+def harmed(folder: str, command: str) -> Iterator[None]:
+    """The largest pack of a repository on the storage host, for a while not what it was."""
+    pack = node(OTHER).check_output(f"ls -S {folder}/data/*/* | head -1")
+    node(OTHER).check_output(f"cp -p {pack} /root/pack && {command.format(pack=pack)}")
+    # What the server may remember of the file.
+    time.sleep(3)
+    try:
+        yield
+    finally:
+        node(OTHER).check_output(f"cp -p /root/pack {pack}")
+        time.sleep(3)
+
+
+def test_s3_storage_that_cannot_be_used_is_refused() -> None:
+    """CN-140, CN-153 to CN-155: nothing is written, no bucket made, and no secret told, however loud."""
+    playbook = "playbooks/backup_cassandra.yml"
+    said = refused(play(playbook, **{**s3(), "cassandra_node_backup_environment": {}}), "CN-140")
+    assert "an S3 target needs AWS_ACCESS_KEY_ID" in said
+    said = refused(play(playbook, "-vvv", **s3(AWS_SECRET_ACCESS_KEY="molecule-wrong-1")), "CN-153")
+    assert "SignatureDoesNotMatch" in said
+    said += refused(play(playbook, "--check", **s3(AWS_ACCESS_KEY_ID="nobody")), "CN-153")
+    said += refused(play(playbook, **s3("s3:https://172.31.96.21:9000/mistyped/site")), "CN-154")
+    said += refused(play(playbook, **{**s3(), "cassandra_node_backup_ca": ""}), "CN-155")
+    assert "cassandra_node_backup_ca" in said
+    for secret in (S3_SECRET, "molecule-wrong-1", "molecule-backup-key-1"):
+        assert secret not in said
+    assert node(OTHER).check_output("find /srv/s3 -mindepth 1") == "/srv/s3/ring-backups"
+
+
+def test_backup_into_a_bucket() -> None:
+    """A check run writes nothing; a second backup adds next to nothing; secrets are in no process list."""
+    assert "would back up" in good(play("playbooks/backup_cassandra.yml", "--check", **s3()))
+    assert node(OTHER).check_output("find /srv/s3 -type f") == ""
+    began = time.monotonic()
+    with processes_of(SECOND) as seen, traffic() as run:
+        said = good(play("playbooks/backup_cassandra.yml", "-vvv", **s3()))
+    judge(run, "backup into a bucket", began)
+    assert any("restic" in line for line in seen)
+    for secret in (S3_SECRET, "molecule-backup-key-1"):
+        assert not any(secret in line for line in seen)
+        assert secret not in said
+    assert node(SECOND).check_output("find /tmp /root -name 'fieldring-backup-*'") == ""
+    size = int(node(OTHER).check_output(f"du -sk {S3_BUCKET}").split()[0])
+    second = backups(good(play("playbooks/backup_cassandra.yml", **s3())))
+    assert len(second) == 2
+    grown = int(node(OTHER).check_output(f"du -sk {S3_BUCKET}").split()[0]) - size
+    print(f"bucket: {size} KiB, and {grown} KiB more after a second backup")
+    assert grown < max(size // 2, 2048)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["printf damage | dd of={pack} bs=1 seek=40 conv=notrunc status=none", "rm {pack}"],
+    ids=["damaged", "missing"],
+)
+def test_object_that_is_not_whole_is_refused(harm: str) -> None:
+    """CN-144: the table keeps its rows."""
+    said = play("playbooks/restore_cassandra.yml", restore_cassandra_backup="20010101T000000Z", **s3())
+    name = re.findall(r"There are: (\d{8}T\d{6}Z)", refused(said, "CN-142"))[0]
+    with harmed(f"{S3_BUCKET}/{SECOND}", harm):
+        said = play(
+            "playbooks/restore_cassandra.yml",
+            restore_cassandra_backup=name,
+            restore_cassandra_confirm=name,
+            **s3(),
+        )
+    refused(said, "CN-144")
+    assert cql("SELECT sensor FROM fieldring.windows") == [["kerbside"]]
+
+
+def test_restore_of_one_table_from_a_bucket() -> None:
+    """As it was, while the other table is written and read."""
+    cql("INSERT INTO fieldring.windows (sensor, ts, value) VALUES ('rooftop', 2, 2.5)")
+    asked = {"restore_cassandra_backup": "latest", "restore_cassandra_tables": ["fieldring.windows"], **s3()}
+    said = refused(play("playbooks/restore_cassandra.yml", **asked), "CN-147")
+    name = re.findall(r"restore_cassandra_confirm=(\d{8}T\d{6}Z)", said)[0]
+    began = time.monotonic()
+    with traffic() as run:
+        good(play("playbooks/restore_cassandra.yml", **asked, restore_cassandra_confirm=name))
+    judge(run, "restore of another table from a bucket", began)
+    assert cql("SELECT sensor, ts, value FROM fieldring.windows") == [["kerbside", 1, 1.5]]
+
+
+def test_backup_into_a_mounted_directory() -> None:
+    """There and back; a node that has it not mounted is refused, and writes nothing beside (CN-152)."""
+    target = {"cassandra_node_backup_repository": "/srv/backups"}
+    for name in NODES:
+        node(name).check_output("mkdir -p /srv/backups && mount --bind /srv/shared /srv/backups")
+    try:
+        made = backups(good(play("playbooks/backup_cassandra.yml", **target)))[-1]
+        assert set(node(FIRST).check_output("ls /srv/shared/main").split()) == set(NODES)
+        cql("INSERT INTO fieldring.windows (sensor, ts, value) VALUES ('rooftop', 2, 2.5)")
+        good(
+            play(
+                "playbooks/restore_cassandra.yml",
+                restore_cassandra_backup=made,
+                restore_cassandra_confirm=made,
+                restore_cassandra_tables=["fieldring.windows"],
+                **target,
+            )
+        )
+        assert cql("SELECT sensor, ts, value FROM fieldring.windows") == [["kerbside", 1, 1.5]]
+        node(THIRD).check_output("umount /srv/backups")
+        refused(play("playbooks/backup_cassandra.yml", **target), "CN-152")
+        assert node(THIRD).check_output("ls -A /srv/backups") == ""
+    finally:
+        for name in NODES:
+            node(name).run("umount /srv/backups")
 
 
 def test_repair_now_and_by_the_week() -> None:

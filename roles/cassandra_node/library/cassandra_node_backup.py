@@ -25,6 +25,7 @@ options:
   repository: {description: The common repository, type: str, required: true}
   password: {description: Key of the repository, type: str, required: true}
   environment: {description: Credentials for the storage, type: dict, default: {}}
+  ca: {description: PEM that the storage's certificate is checked with, type: str, default: ''}
   ssh_key: {description: Private key for an SSH target, type: str, default: ''}
   ssh_known_hosts: {description: Its host key, type: str, default: ''}
   ring: {description: Name of the ring that is backed up, type: str, required: true}
@@ -84,15 +85,22 @@ from ansible.module_utils.cassandra_node_backup import (
     sha256,
     whole_backups,
 )
+from ansible.module_utils.cassandra_node_s3 import ask_storage
 from ansible.module_utils.cassandra_node_view import ViewError, ask, parse_list
+
+# Not secret, and often a word that a manifest holds too: Ansible would black it out there, and a restore
+# would look for tables and nodes by the wrong names.
+PUBLIC = ("AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE")
 
 
 class Node:
     """One call of the module."""
 
-    def __init__(self, params, options):
+    def __init__(self, params, options, ca_file):
         self.params = params
         self.options = options
+        self.ca_file = ca_file
+        self.environment = {key: str(value) for key, value in params["environment"].items()}
         self.data = Path(params["data_directory"])
         # Beside the data, on the same disk: hard links, and files that are moved rather than copied.
         self.staging = self.data / "backup"
@@ -106,12 +114,20 @@ class Node:
         return Repository(
             url,
             password=self.params["password"],
-            environment={key: str(value) for key, value in self.params["environment"].items()},
+            environment=self.environment,
             options=self.options,
             remembered_in=str(self.known_file) if known else "",
         )
 
+    def judge_storage(self):
+        """Before restic, which would make a bucket that is not there."""
+        if self.own.startswith("s3:"):
+            said = ask_storage(self.own, environment=self.environment, ca_file=self.ca_file)
+            if said:
+                raise BackupError(said)
+
     def list(self):
+        self.judge_storage()
         manifests = []
         # A check run does not install restic: what the storage has is then seen by the first real one.
         for node in self.params["nodes"] if shutil.which("restic") else []:
@@ -124,6 +140,7 @@ class Node:
         view = ask(self.params["nodetool"])
         clear(self.params["nodetool"], self.staging)
         repository = self.repository()
+        self.judge_storage()
         repository.create()
         repository.run("unlock")
         keyspaces = [
@@ -244,7 +261,10 @@ class Node:
         count = 0
         for node, entry in nodes.items():
             repository = self.repository(node)
-            text = repository.run("dump", entry["snapshot"], str(self.staging / "manifest.json"))
+            try:
+                text = repository.run("dump", entry["snapshot"], str(self.staging / "manifest.json"))
+            except BackupError as error:
+                raise unreadable(node, error) from error
             manifest = json.loads(text)
             work = self.fetched / "work"
             work.mkdir(parents=True, mode=0o700)
@@ -269,10 +289,7 @@ class Node:
                         entry["snapshot"], work, includes=[str(base / folder) for folder in folders]
                     )
                 except BackupError as error:
-                    raise BackupError(
-                        f"CN-144: the backup of {node} cannot be read ({error}). Nothing was changed. Take "
-                        "another backup."
-                    ) from error
+                    raise unreadable(node, error) from error
             restored = work / str(base).lstrip("/")
             faults = damaged(wanted, files_below(restored) if restored.is_dir() else {})
             if faults:
@@ -348,6 +365,12 @@ class Node:
         return {"changed": present}
 
 
+def unreadable(node, error):
+    return BackupError(
+        f"CN-144: the backup of {node} cannot be read ({error}). Nothing was changed. Take another backup."
+    )
+
+
 def main():
     module = AnsibleModule(
         argument_spec={
@@ -369,6 +392,7 @@ def main():
             "repository": {"type": "str", "required": True},
             "password": {"type": "str", "required": True, "no_log": True},
             "environment": {"type": "dict", "default": {}, "no_log": True},
+            "ca": {"type": "str", "default": ""},
             "ssh_key": {"type": "str", "default": "", "no_log": True},
             "ssh_known_hosts": {"type": "str", "default": ""},
             "ring": {"type": "str", "required": True},
@@ -392,6 +416,9 @@ def main():
         supports_check_mode=True,
     )
     params = module.params
+    module.no_log_values -= {
+        str(params["environment"][key]) for key in PUBLIC if key in params["environment"]
+    }
     if module.check_mode and params["action"] not in ("list", "plan"):
         module.exit_json(changed=True, summary={}, skipped=True)
     if params["action"] != "list" and not shutil.which("restic"):
@@ -412,7 +439,13 @@ def main():
                 f"sftp.command=ssh -i {key} -o UserKnownHostsFile={hosts} -o StrictHostKeyChecking=yes "
                 f"-o BatchMode=yes -o ServerAliveInterval=30 {target} -s sftp",
             ]
-        node = Node(params, options)
+        ca_file = ""
+        if params["ca"]:
+            authority = Path(secrets, "ca.pem")
+            authority.write_text(params["ca"].rstrip("\n") + "\n")
+            ca_file = str(authority)
+            options += ["--cacert", ca_file]
+        node = Node(params, options, ca_file)
         action = {"import": "import_"}.get(params["action"], params["action"])
         try:
             result = getattr(node, action)()

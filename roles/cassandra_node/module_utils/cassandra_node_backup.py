@@ -26,12 +26,14 @@ NODETOOL = "org.apache.cassandra.tools.NodeTool"
 LOADER = "org.apache.cassandra.tools.BulkLoader"
 NAME = re.compile(r"^[0-9]{8}T[0-9]{6}Z$")
 BLOCK = 1 << 20
+# Storage that does not answer is an error soon: restic itself asks again for a quarter of an hour.
+ANSWER_SECONDS = 120
 # Exit code of restic 0.17 and later; the words of those before, for a path, SSH and S3. What it adds to every
 # such failure ("Is there a repository at ...?") says nothing.
 NO_REPOSITORY = 10
 ABSENT = re.compile(
     r"unable to open config file: (?:stat .*: no such file or directory|Lstat: file does not exist"
-    r"|Stat: The specified (?:key|bucket) does not exist\.?)$",
+    r"|Stat: The specified key does not exist\.?)$",
     re.MULTILINE,
 )
 
@@ -318,16 +320,30 @@ class Repository:
             "RESTIC_REPOSITORY": url,
         }
 
-    def run(self, *arguments: str, input_text: str | None = None, ok: tuple[int, ...] = (0,)) -> str:
-        done = subprocess.run(
-            ["restic", "--quiet", "--cache-dir", "/var/cache/fieldring-backup", *self.options, *arguments],
-            env=self.environment,
-            input=input_text,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode not in ok:
+    def run(self, *arguments: str, input_text: str | None = None, timeout: int | None = None) -> str:
+        try:
+            done = subprocess.run(
+                [
+                    "restic",
+                    "--quiet",
+                    "--cache-dir",
+                    "/var/cache/fieldring-backup",
+                    *self.options,
+                    *arguments,
+                ],
+                env=self.environment,
+                input=input_text,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = (error.stderr or b"").decode(errors="replace").strip()
+            raise BackupError(
+                f"restic {arguments[0]} on {self.url}: no answer within {timeout} s. {said[-600:]}"
+            ) from error
+        if done.returncode:
             said = (done.stderr or done.stdout).strip()
             message = f"restic {arguments[0]} on {self.url}: {' | '.join(said.splitlines()[-4:])[-600:]}"
             raise ResticError(message, code=done.returncode, said=said)
@@ -336,7 +352,7 @@ class Repository:
     def exists(self) -> bool:
         """Only restic's own word for it means that there is none: storage that fails is an error."""
         try:
-            self.run("cat", "config")
+            self.run("cat", "config", timeout=ANSWER_SECONDS)
         except ResticError as error:
             if error.code != NO_REPOSITORY and not ABSENT.search(error.said):
                 raise
