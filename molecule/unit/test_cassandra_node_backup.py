@@ -233,6 +233,24 @@ def test_storage_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: p
         silent.exists()
 
 
+def test_a_damaged_manifest_hides_no_other_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who restores is told of it; who lets old backups go must not take it for one that is gone."""
+    storage = repository(tmp_path, monkeypatch, "", 0)
+    names = {"a1": NAME, "b2": "20261102T010000Z"}
+    listed = json.dumps([{"id": i, "tags": ["ring", name]} for i, name in names.items()])
+    (tmp_path / "restic").write_text(
+        f"#!/bin/sh\ncase \"$*\" in\n*snapshots*) echo '{listed}' ;;\n"
+        f"*'dump a1'*) echo 'Fatal: ciphertext verification failed' >&2; exit 1 ;;\n"
+        f'*) echo \'{{"backup": "20261102T010000Z"}}\' ;;\nesac\n'
+    )
+    unreadable: list[str] = []
+    assert [{"backup": "20261102T010000Z"}] == storage.ring_manifests(unreadable)
+    assert len(unreadable) == 1
+    assert f"the ring manifest of {NAME} cannot be read there" in unreadable[0]
+    with pytest.raises(backup.BackupError, match="ciphertext"):
+        storage.ring_manifests()
+
+
 def test_a_repository_that_vanished_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CN-152: most likely it is not mounted. The file that remembers it is named, for who means it."""
     said = f"Fatal: unable to open config file: stat /srv/x/config: no such file or directory{WHERE}"

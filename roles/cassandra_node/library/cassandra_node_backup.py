@@ -127,14 +127,21 @@ class Node:
                 raise BackupError(said)
 
     def list(self):
+        """One damaged manifest must not hide the other backups; each node's repository has a copy of all."""
         self.judge_storage()
         manifests = []
+        unreadable = []
         # A check run does not install restic: what the storage has is then seen by the first real one.
         for node in self.params["nodes"] if shutil.which("restic") else []:
             repository = self.repository(node)
             if repository.exists():
-                manifests += repository.ring_manifests()
-        return {"backups": whole_backups(manifests), "view": ask(self.params["nodetool"]), "changed": False}
+                manifests += repository.ring_manifests(unreadable)
+        return {
+            "backups": whole_backups(manifests),
+            "view": ask(self.params["nodetool"]),
+            "warnings": unreadable,
+            "changed": False,
+        }
 
     def create(self):
         view = ask(self.params["nodetool"])

@@ -398,9 +398,18 @@ class Repository:
             return None
         return dict(json.loads(self.run("--no-lock", "dump", str(found[-1]["id"]), "/ring.json")))
 
-    def ring_manifests(self) -> list[dict[str, Any]]:
+    def ring_manifests(self, unreadable: list[str] | None = None) -> list[dict[str, Any]]:
+        """All of them; a list of `unreadable` ones takes those that would be an error else."""
         found = {next(t for t in s["tags"] if t != "ring"): s["id"] for s in self.snapshots("ring")}
-        return [dict(json.loads(self.run("--no-lock", "dump", i, "/ring.json"))) for i in found.values()]
+        manifests = []
+        for name, identifier in found.items():
+            try:
+                manifests.append(dict(json.loads(self.run("--no-lock", "dump", identifier, "/ring.json"))))
+            except ResticError as error:
+                if unreadable is None:
+                    raise
+                unreadable.append(f"the ring manifest of {name} cannot be read there: {error}")
+        return manifests
 
     def check(self, percent: int) -> None:
         """Packs are there and hold what their names, which are checksums, say."""
