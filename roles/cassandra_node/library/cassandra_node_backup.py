@@ -423,9 +423,9 @@ def main():
         supports_check_mode=True,
     )
     params = module.params
-    module.no_log_values -= {
-        str(params["environment"][key]) for key in PUBLIC if key in params["environment"]
-    }
+    given = {key: str(value) for key, value in params["environment"].items()}
+    public = {given[key] for key in PUBLIC if key in given}
+    module.no_log_values -= public - {value for key, value in given.items() if key not in PUBLIC}
     if module.check_mode and params["action"] not in ("list", "plan"):
         module.exit_json(changed=True, summary={}, skipped=True)
     if params["action"] != "list" and not shutil.which("restic"):
