@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from receiving import Service, wait_until
+from receiving import TOKENS, Service, wait_until
+
+from fieldring.wire import block
 
 T = 1_700_000_000_000
 LINE = b"no2,sensor=%s value=1 %d"
@@ -221,3 +224,118 @@ def test_a_defect_is_answered_500(shared: Service, taken: list[str]) -> None:
         client.sendall(request(LINE % (b"a", T)))
         assert read_answer(client)[0] == 204
     assert taken == ["/write", "/write"]
+
+
+def test_what_is_acknowledged_while_the_store_comes_and_goes_is_kept(service: Service) -> None:
+    """Stored, spooled, or spooled by the request that tried the store again: each answer's point is there."""
+    acknowledged: list[int] = []
+
+    def send(client: socket.socket, first: int) -> None:
+        for time_ms in range(first, first + 150):
+            client.sendall(request(LINE % (b"a", time_ms)))
+            assert read_answer(client)[0] == 204
+            acknowledged.append(time_ms)
+
+    clients = [socket.create_connection(("127.0.0.1", service.port), timeout=30) for _ in range(4)]
+    threads = [threading.Thread(target=send, args=(c, T + 1_000 * n)) for n, c in enumerate(clients)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        service.store.up = not service.store.up
+        time.sleep(0.3)
+    for client in clients:
+        client.close()
+    spooled = [block.decode(record.payload) for record in service.queue.read(1 << 20)]
+    kept = [point[0] for point in service.points("a")] + [t for batch in spooled for t in batch.times_ms]
+    assert len(acknowledged) == 600
+    assert set(acknowledged) <= set(kept)
+    assert service.metric("fieldring_points_total", durability="spooled") == len(spooled) > 0
+    assert service.metric("fieldring_requests_under_way") == 0
+
+
+def test_the_write_that_tries_the_store_again_is_kept(service: Service) -> None:
+    """It goes alone, and was decoded before."""
+    service.store.up = False
+    with connected(service) as client:
+        for number in range(3):
+            client.sendall(request(LINE % (b"a", T + number)))
+            assert read_answer(client)[1][b"fieldring-durability"] == b"spooled"
+            wait_until(lambda: service.receive._acceptor.probe_due)
+    spooled = [block.decode(record.payload) for record in service.queue.read(1 << 20)]
+    assert [batch.times_ms for batch in spooled] == [[T], [T + 1], [T + 2]]
+
+
+def test_a_head_that_was_seen_before_is_not_parsed(shared: Service, taken: list[str]) -> None:
+    """And each of its requests means what it says: body, parameters and token."""
+    heads = [
+        {"path": b"/write?precision=ms"},
+        {"path": b"/write?precision=s"},
+        {"path": b"/api/v2/write?precision=ms"},
+        {"path": b"/write?precision=ms", "Authorization": b"Token limited"},
+        {"path": b"/write?precision=ms", "Authorization": b"Token wrong"},
+    ]
+    found: list[list[tuple[int, dict[bytes, bytes], bytes]]] = []
+    with connected(shared) as client:
+        for turn in range(3):
+            found.append([])
+            for head in heads:
+                client.sendall(request(b"no2,sensor=seen%d value=1 1700000000" % turn, **head))
+                found[-1].append(read_answer(client))
+    assert [answer[0] for answer in found[0]] == [400, 204, 400, 403, 401]
+    statuses = [[answer[0] for answer in answers] for answers in found]
+    assert statuses[0] == statuses[1] == statuses[2]
+    assert [len(shared.points(f"seen{turn}")) for turn in range(3)] == [1, 1, 1]
+    assert len(taken) == 15
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60, -30, -1])
+def test_a_head_that_was_seen_before_may_come_in_pieces(shared: Service, cut: int) -> None:
+    """What the parser has begun it also ends, and the next request may be quick again."""
+    sent = request(LINE % (b"cut%d" % cut, T))
+    with connected(shared) as client:
+        for pieces in (
+            [sent],
+            [sent[:cut], sent[cut:]],
+            [sent],
+            [sent, sent],
+            [sent + sent[:cut], sent[cut:]],
+        ):
+            for piece in pieces:
+                client.sendall(piece)
+                time.sleep(0.03)
+            answers = b""
+            while answers.count(b"\r\n\r\n") < b"".join(pieces).count(b"POST "):
+                answers += client.recv(4096)
+            assert answers.count(b"HTTP/1.1 204") == answers.count(b"HTTP/1.1 ")
+    assert len(shared.points(f"cut{cut}")) == 1
+
+
+def test_a_token_that_is_withdrawn_is_refused_though_its_head_was_seen(start: Callable[..., Service]) -> None:
+    """Heads are remembered, who may write is not."""
+    service = start()
+    sent = request(LINE % (b"a", T))
+    with connected(service) as client:
+        client.sendall(sent)
+        assert read_answer(client)[0] == 204
+        path = service.receive.tokens._path
+        path.write_text(json.dumps([e for e in json.loads(path.read_text()) if e["id"] != "writer"]))
+        time.sleep(0.4)
+        client.sendall(sent)
+        assert read_answer(client)[0] == 401
+    assert len(TOKENS) > 1
+
+
+def test_a_connection_at_rest_is_closed_after_its_time(start: Callable[..., Service]) -> None:
+    """Counted from its last answer, with one timer for all of them."""
+    service = start()
+    service._server.config.timeout_keep_alive = 1  # type: ignore[assignment]
+    with connected(service) as client:
+        began = time.monotonic()
+        for _ in range(4):
+            client.sendall(request(LINE % (b"a", T)))
+            assert read_answer(client)[0] == 204
+            time.sleep(0.4)
+        last = time.monotonic()
+        assert last - began > 1.5
+        assert client.recv(1) == b""
+        assert 0.3 < time.monotonic() - last < 5

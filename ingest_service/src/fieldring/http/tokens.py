@@ -28,6 +28,8 @@ __all__ = ["BURST_SECONDS", "MAX_QUOTA", "ROLES", "Identity", "TokenBook", "pres
 ROLES = ("write", "read", "review")
 MAX_QUOTA = 1e12
 
+_MAX_HEADERS = 4_096
+
 _log = logging.getLogger(__name__)
 
 
@@ -97,6 +99,7 @@ class TokenBook:
         self._lock = threading.Lock()
         self._by_digest: dict[str, Identity] = {}
         self._by_id: dict[str, Identity] = {}
+        self._by_header: dict[str, Identity] = {}
         self._seen = file_stamp(self._path)
         self._load()
 
@@ -120,6 +123,11 @@ class TokenBook:
         Raises:
             Unauthorized: there is no token, or it is not known.
         """
+        self._refresh()
+        # Held from before the look-up: what is found while tokens are reloaded must not outlive that.
+        known = self._by_header
+        if authorization is not None and (identity := known.get(authorization)) is not None:
+            return identity
         token = presented_token(authorization, query)
         if token is None:
             raise Unauthorized("no token: send 'Authorization: Token …'")
@@ -129,6 +137,10 @@ class TokenBook:
             identity = self.find(token.partition(":")[2])
         if identity is None:
             raise Unauthorized("token is not known")
+        if authorization is not None:
+            if len(known) >= _MAX_HEADERS:
+                known.clear()
+            known[authorization] = identity
         return identity
 
     def _refresh(self) -> None:
@@ -178,7 +190,7 @@ class TokenBook:
                 points_burst=burst or rate * BURST_SECONDS,
             )
             by_digest[digest] = by_id[entry.id] = identity
-        self._by_digest, self._by_id = by_digest, by_id
+        self._by_digest, self._by_id, self._by_header = by_digest, by_id, {}
 
 
 def _read(path: Path) -> list[_Entry]:
