@@ -410,6 +410,36 @@ def test_columns_give_what_the_parser_gives(body: bytes, precision: str, tags: t
         assert same(expected, decode(body, precision, tags))
 
 
+@given(
+    st.tuples(
+        st.sampled_from(HEADS) | ODD_HEADS,
+        st.sampled_from([" ", "  ", "\t", "\n", ""]),
+        st.builds("v={}".format, NUMBERS | ODD) | ODD_FIELDS,
+        st.sampled_from([" ", "  ", "\n", ""]),
+        STAMPS,
+        st.sampled_from(["", "\n", "\r\n", "\n\n", "\n1", " ", "\n#", "\\"]),
+    ).map("".join),
+    st.sampled_from(sorted(line_protocol.PRECISIONS)),
+    st.sampled_from([(), ("room",)]),
+)
+def test_one_line_gives_what_the_parser_gives(line: str, precision: str, tags: tuple[str, ...]) -> None:
+    """A body of one reading, odd or not, after the parser has learnt its like."""
+    line_protocol._learnt.clear()
+    carefully("\n".join(f"{head} v=1 1" for head in HEADS).encode(), "ns", tags)
+    expected = carefully(line.encode(), precision, tags)
+    for _ in range(2):
+        assert same(expected, decode(line, precision, tags))
+
+
+def test_one_line_that_was_understood_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its attributes; no decoder is made for it."""
+    body = b"m,sensor=a,room=1 v=2.5 1700000000000\n"
+    expected = decode(body)
+    monkeypatch.setattr(line_protocol, "_Decoder", None)
+    assert same(expected, decode(body))
+    assert {"a": {"room": "1"}} == decode(body).batch.attributes
+
+
 @given(uniform_bodies(), st.integers(0, 2_000), st.binary(max_size=3))
 def test_columns_of_mutated_bytes(body: bytes, place: int, junk: bytes) -> None:
     """Bytes that are overwritten anywhere change nothing in that."""

@@ -2,8 +2,9 @@ r"""InfluxDB line protocol, v1 and v2.
 
 ``_parse`` is the one true parser. The fast paths in ``_Decoder`` serve only lines whose measurement,
 tags and field names ``_parse`` has understood before, byte for byte, and only where no quote,
-backslash or tab stands in the line; whatever they are not sure of goes to ``_parse``. There are two:
-``_columns`` takes some hundred lines of one kind at once, without a step per line; ``_plain`` one by one.
+backslash or tab stands in the line; whatever they are not sure of goes to ``_parse``. There are three:
+``_columns`` takes some hundred lines of one kind at once, without a step per line; ``_plain`` one by one;
+``_one_line`` a body of one reading, before a decoder is made.
 
 Kept from InfluxDB: ``\`` escapes only what the place needs (``,`` and space in measurements, also
 ``=`` in tags and field names, ``"`` and ``\`` in strings) and is a plain character otherwise; strings
@@ -60,6 +61,7 @@ _SIGNED = re.compile(rb"([+-]?[0-9]{1,19})i")
 _UNSIGNED = re.compile(rb"\+?([0-9]{1,20})u")
 _STAMP = re.compile(rb"[+-]?[0-9]{1,19}")
 _STAMP_DIGITS = 19
+_NUMBER_AND_STAMP = re.compile(rb"[-+.0-9eE]+ [-+]?[0-9]{1,19}")
 _BOOLEANS = {
     **dict.fromkeys((b"t", b"T", b"true", b"True", b"TRUE"), 1.0),
     **dict.fromkeys((b"f", b"F", b"false", b"False", b"FALSE"), 0.0),
@@ -104,6 +106,8 @@ def decode(body: bytes, *, precision: str = "ns", now_ms: int, series_tags: Coll
         InvalidRequest: ``precision`` is not known.
     """
     check_precision(precision)
+    if len(body) < _SHORT_BYTES and (decoded := _one_line(body, PRECISIONS[precision], series_tags)):
+        return decoded
     decoder = _Decoder(precision, now_ms, series_tags, 1)
     decoder.take(body, 0, len(body))
     return decoder.result()
@@ -121,12 +125,10 @@ def decode_in_pieces(
 
     What the last line wins over, and what is ambiguous, is then seen within a piece only.
     """
-    check_precision(precision)
     if len(body) <= piece_bytes:
-        decoder = _Decoder(precision, now_ms, series_tags, 1)
-        decoder.take(body, 0, len(body))
-        yield decoder.result()
+        yield decode(body, precision=precision, now_ms=now_ms, series_tags=series_tags)
         return
+    check_precision(precision)
     position, line = 0, 1
     while position < len(body):
         decoder = _Decoder(precision, now_ms, series_tags, line)
@@ -163,6 +165,26 @@ class _Learnt:
 
 _MAX_LEARNT_CHARACTERS = 8 * 1024 * 1024
 _learnt: dict[frozenset[str], _Learnt] = {}
+
+
+def _one_line(body: bytes, scale: tuple[int, int], series_tags: Collection[str]) -> Decoded | None:
+    """The reading in a body of one line with one field, if such a line was understood before."""
+    learnt = _learnt.get(frozenset(series_tags))
+    before, _, after = body.removesuffix(b"\n").rpartition(b"=")
+    single = learnt.singles.get(before) if learnt is not None else None
+    if single is None or not _NUMBER_AND_STAMP.fullmatch(after):
+        return None
+    raw, _, stamp = after.partition(b" ")
+    try:
+        value = float(raw)
+    except ValueError:
+        return None
+    time_ms = int(stamp) * scale[0] // scale[1]
+    if value - value != 0.0 or not -MAX_TIME_MS < time_ms < MAX_TIME_MS:
+        return None
+    series, layout = single
+    attributes = {series.sensor: dict(series.attributes)} if series.attributes else {}
+    return Decoded(Batch([series.sensor], [time_ms], [layout], [(value,)], [1], attributes=attributes))
 
 
 class _Decoder:
