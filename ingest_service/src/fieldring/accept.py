@@ -194,12 +194,14 @@ class Acceptor:
 
     def _within_retention(self, batch: Batch, now_ms: int) -> tuple[Batch, tuple[LineError, ...]]:
         first, last = now_ms - self._retention_ms, now_ms + self._future_ms
-        times = batch.times_ms
-        if not times or (min(times) >= first and max(times) <= last):
+        if not len(batch):
+            return batch, ()
+        earliest, latest = batch.span
+        if earliest >= first and latest <= last:
             return batch, ()
         keep: list[int] = []
         errors: list[LineError] = []
-        for index, time_ms in enumerate(times):
+        for index, time_ms in enumerate(batch.times_ms):
             if first <= time_ms <= last:
                 keep.append(index)
                 continue

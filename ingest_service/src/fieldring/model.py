@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "DAY_MS",
@@ -17,11 +21,13 @@ __all__ = [
     "MINUTE_MS",
     "Arrivals",
     "Batch",
+    "Columns",
     "Flag",
     "FlaggedPoint",
     "HourFlags",
     "Layout",
     "Mark",
+    "PackedBatch",
     "Point",
     "Receipt",
     "Row",
@@ -89,6 +95,11 @@ class Batch:
         """Number of (sensor, time, metric) values."""
         return sum(map(len, self.layouts))
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """First and last time of a batch that is not empty."""
+        return min(self.times_ms), max(self.times_ms)
+
     def rows(self) -> Iterator[Row]:
         return map(Row, self.sensors, self.times_ms, self.layouts, self.values)
 
@@ -113,6 +124,82 @@ class Batch:
             attributes={s: a for s, a in self.attributes.items() if s in kept},
             collapsed=self.collapsed,
         )
+
+
+class Columns(NamedTuple):
+    """Rows of one layout, all of numbers, as arrays."""
+
+    sensors: list[str]
+    """Each sensor once, in the order of its first row."""
+    sensor_of: NDArray[np.uint32]
+    times_ms: NDArray[np.int64]
+    layout: Layout
+    values: NDArray[np.float64]
+    """Of shape (rows, metrics)."""
+    first_line: int
+    """The rows' lines follow one another from here."""
+
+
+class PackedBatch(Batch):
+    """A batch of arrays, which is spooled without an object for every value.
+
+    Whoever asks for a list gets one: all of them are made then, once, and it is a batch like any other.
+    """
+
+    __slots__ = ("columns",)
+
+    def __init__(self, columns: Columns, *, attributes: dict[str, dict[str, str]]) -> None:
+        self.columns: Columns | None = columns
+        """None once the lists are made, as they may be changed."""
+        self.received = 0
+        self.attributes = attributes
+        self.collapsed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("sensors", "times_ms", "layouts", "values", "lines") or self.columns is None:
+            raise AttributeError(name)
+        columns, self.columns = self.columns, None
+        count = len(columns.times_ms)
+        self.sensors = [columns.sensors[i] for i in columns.sensor_of.tolist()]
+        self.times_ms = columns.times_ms.tolist()
+        self.layouts = [columns.layout] * count
+        self.values = list(zip(*columns.values.T.tolist(), strict=True))
+        self.lines = list(range(columns.first_line, columns.first_line + count))
+        return getattr(self, name)
+
+    def __repr__(self) -> str:
+        return repr(self._listed())
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._listed() == (other._listed() if isinstance(other, PackedBatch) else other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _listed(self) -> Batch:
+        return Batch(
+            self.sensors,
+            self.times_ms,
+            self.layouts,
+            self.values,
+            self.lines,
+            self.received,
+            self.attributes,
+            self.collapsed,
+        )
+
+    def __len__(self) -> int:
+        return len(self.sensors) if self.columns is None else len(self.columns.times_ms)
+
+    @property
+    def points(self) -> int:
+        return super().points if self.columns is None else self.columns.values.size
+
+    @property
+    def span(self) -> tuple[int, int]:
+        if self.columns is None:
+            return super().span
+        times = self.columns.times_ms
+        return int(times.min()), int(times.max())
 
 
 class Point(NamedTuple):

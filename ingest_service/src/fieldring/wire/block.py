@@ -18,7 +18,7 @@ import math
 import msgspec
 
 from fieldring.errors import CorruptionError
-from fieldring.model import Batch, Layout, Value
+from fieldring.model import Batch, Layout, PackedBatch, Value
 from fieldring.wire.decoded import MAX_TIME_MS
 from fieldring.wire.names import MAX_NAME_BYTES
 
@@ -47,6 +47,10 @@ _DECODER = msgspec.msgpack.Decoder(_Block)
 
 def encode(batch: Batch) -> bytes:
     """The batch as one block. ``lines`` are not kept."""
+    if isinstance(batch, PackedBatch) and batch.columns is not None:
+        from fieldring.wire.packed import encode_columns
+
+        return MAGIC + bytes((VERSION,)) + encode_columns(batch, batch.columns)
     sensors: dict[str, int] = {s: i for i, s in enumerate(dict.fromkeys(batch.sensors))}
     layouts: dict[Layout, int] = {x: i for i, x in enumerate(dict.fromkeys(batch.layouts))}
     block = _Block(

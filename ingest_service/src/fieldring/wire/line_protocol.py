@@ -15,14 +15,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
-from typing import Annotated
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from fieldring.errors import InvalidRequest, LineError
-from fieldring.model import Batch, Layout, Value
+from fieldring.model import Batch, Columns, Layout, PackedBatch, Value
 from fieldring.wire.decoded import MAX_TIME_MS, Decoded, collapse, has_repeats
 from fieldring.wire.names import NameRefused, Names, Series
+
+if TYPE_CHECKING:
+    from fieldring.wire.packed import Packer
 
 __all__ = ["MAX_LINE_BYTES", "MAX_TEXT_BYTES", "PRECISIONS", "check_precision", "decode", "decode_in_pieces"]
 
@@ -70,6 +75,9 @@ _BOOLEANS = {
 _COLUMNS_FROM_LINES = 16
 """Fewer lines are quicker one by one."""
 
+_ARRAYS_FROM_LINES = 256
+"""Fewer lines are quicker as lists."""
+
 _SHORT_BYTES = 256
 
 _SLICE_BYTES = 65_536
@@ -89,6 +97,14 @@ def _stamp_decoder(factor: int, divisor: int) -> msgspec.json.Decoder[list[int]]
 
 
 _STAMPS = {scale: _stamp_decoder(*scale) for scale in set(PRECISIONS.values())}
+
+
+@cache
+def _arrays() -> ModuleType:
+    """The module of that name, loaded when there are rows for it: small gateways do without numpy."""
+    from fieldring.wire import packed
+
+    return packed
 
 
 class _Refused(Exception):  # noqa: N818
@@ -199,6 +215,8 @@ class _Decoder:
         self._learnt = _learnt.get(key) or _learnt.setdefault(key, _Learnt())
         self._learnt_key = key
         self._batch = Batch()
+        self._packer: Packer | None = None
+        """All rows so far, as long as each could be taken as arrays."""
         self._owners: list[Series] = []
         self._attributed = False
         """Whether an owner may have attributes."""
@@ -223,23 +241,46 @@ class _Decoder:
         return end
 
     def result(self) -> Decoded:
-        batch = self._batch
-        repeats = has_repeats(batch)
+        batch, columns = self._batch, self._packed()
+        repeats = columns is None and has_repeats(batch)
         if repeats:
             batch = self._refuse_ambiguous()
         for series in reversed(dict.fromkeys(reversed(self._owners))) if self._attributed else ():
             if series.attributes:
                 batch.attributes.setdefault(series.sensor, {}).update(series.attributes)
+        if columns is not None:
+            batch = PackedBatch(columns, attributes=batch.attributes)
         self._errors.sort(key=lambda error: error.line)
         self._learnt.charged += self._names.charged
         if self._learnt.charged > _MAX_LEARNT_CHARACTERS:
             _learnt.pop(self._learnt_key, None)
         return Decoded(collapse(batch) if repeats else batch, tuple(self._errors))
 
+    def _packed(self) -> Columns | None:
+        """All rows, if each could be taken as arrays and none repeats a key."""
+        if self._packer is None:
+            return None
+        columns = self._packer.columns()
+        if not _arrays().has_repeats(columns):
+            return columns
+        self._unpack()
+        return None
+
+    def _unpack(self) -> None:
+        """Go on with lists."""
+        if self._packer is None:
+            return
+        rows = PackedBatch(self._packer.columns(), attributes={})
+        self._packer = None
+        batch = self._batch
+        batch.sensors, batch.times_ms, batch.layouts = rows.sensors, rows.times_ms, rows.layouts
+        batch.values, batch.lines = rows.values, rows.lines
+
     def _tidy(self, piece: bytes) -> None:
         """Lines without quotes, backslashes, tabs and carriage returns."""
         start, size = 0, len(piece)
-        while size - start > _SLICE_BYTES:
+        # The last slice is no short one, or its few lines would decide how all the others are kept.
+        while size - start > _SLICE_BYTES * 3 // 2:
             cut = piece.find(b"\n", start + _SLICE_BYTES)
             if cut < 0:
                 break
@@ -271,30 +312,18 @@ class _Decoder:
         names = tuple([item.partition(b"=")[0] for item in fields[0].split(b",")])
         known = self._learnt.series
         try:
-            series = {head: known[head] for head in set(heads)}
+            series = {head: known[head] for head in dict.fromkeys(heads)}
             layouts = {head: each.layouts[names] for head, each in series.items()}
-            values = _single_column(names[0], fields) if len(names) == 1 else _many_columns(names, fields)
-            if values is None:
+            numbers = _single_column(names[0], fields) if len(names) == 1 else _many_columns(names, fields)
+            if numbers is None or len(numbers) != count * len(names):
                 return False
-            stamps = _STAMPS[self._factor, self._divisor].decode(b"[%b]" % b",".join(tokens[2::3]))
+            if not self._pack(heads, series, layouts, numbers, tokens[2::3], first_line):
+                stamps = _STAMPS[self._factor, self._divisor].decode(b"[%b]" % b",".join(tokens[2::3]))
+                if len(stamps) != count:
+                    return False
+                self._list(heads, series, layouts, numbers, stamps, first_line)
         except (KeyError, msgspec.DecodeError):
             return False
-        if len(stamps) != count:
-            return False
-        if self._divisor != 1:
-            divisor = self._divisor
-            stamps = [stamp // divisor for stamp in stamps]
-        elif self._factor != 1:
-            factor = self._factor
-            stamps = [stamp * factor for stamp in stamps]
-        batch = self._batch
-        sensors = {head: each.sensor for head, each in series.items()}
-        batch.sensors += map(sensors.__getitem__, heads)
-        batch.times_ms += stamps
-        different = set(layouts.values())
-        batch.layouts += [different.pop()] * count if len(different) == 1 else map(layouts.__getitem__, heads)
-        batch.values += values
-        batch.lines += range(first_line, first_line + count)
         if any([each.attributes for each in series.values()]):  # noqa: C419 - a list is faster
             self._owners += map(series.__getitem__, heads)
             self._attributed = True
@@ -303,8 +332,62 @@ class _Decoder:
             self._owners += [next(iter(series.values()))] * count
         return True
 
+    def _pack(
+        self,
+        heads: list[bytes],
+        series: dict[bytes, Series],
+        layouts: dict[bytes, Layout],
+        numbers: list[float],
+        stamps: list[bytes],
+        first_line: int,
+    ) -> bool:
+        """Take these rows as arrays, if they and all before them can be."""
+        layout = layouts[heads[0]]
+        packer = self._packer
+        if any(each is not layout for each in layouts.values()):
+            return False
+        if packer is None:
+            possible = len(heads) >= _ARRAYS_FROM_LINES and not self._batch.times_ms
+        else:
+            possible = packer.layout is layout and packer.next_line == first_line
+        if not possible:
+            return False
+        times_ms = _arrays().times_of(stamps, factor=self._factor, divisor=self._divisor)
+        if times_ms is None:
+            return False
+        if packer is None:
+            packer = self._packer = _arrays().Packer(layout, first_line)
+        packer.take(heads, {head: each.sensor for head, each in series.items()}, times_ms, numbers)
+        return True
+
+    def _list(
+        self,
+        heads: list[bytes],
+        series: dict[bytes, Series],
+        layouts: dict[bytes, Layout],
+        numbers: list[float],
+        stamps: list[int],
+        first_line: int,
+    ) -> None:
+        """Take these rows as lists."""
+        self._unpack()
+        factor, divisor, count = self._factor, self._divisor, len(heads)
+        if divisor != 1:
+            stamps = [stamp // divisor for stamp in stamps]
+        elif factor != 1:
+            stamps = [stamp * factor for stamp in stamps]
+        batch = self._batch
+        sensors = {head: each.sensor for head, each in series.items()}
+        batch.sensors += map(sensors.__getitem__, heads)
+        batch.times_ms += stamps
+        different = set(layouts.values())
+        batch.layouts += [different.pop()] * count if len(different) == 1 else map(layouts.__getitem__, heads)
+        batch.values += zip(*[iter(numbers)] * (len(numbers) // count), strict=True)
+        batch.lines += range(first_line, first_line + count)
+
     def _plain(self, lines: Iterable[tuple[int, bytes]]) -> None:
         """Lines without quotes, backslashes and tabs."""
+        self._unpack()
         self._attributed = True
         batch, singles, heads = self._batch, self._learnt.singles, self._learnt.series
         factor, divisor = self._factor, self._divisor
@@ -448,6 +531,7 @@ class _Decoder:
             if not _ROUGH.search(shape):
                 self._learnt.singles[shape] = (series, layout)
                 self._learnt.charged += len(shape) + 200
+        self._unpack()
         batch = self._batch
         batch.sensors.append(series.sensor)
         batch.times_ms.append(time_ms)
@@ -547,7 +631,7 @@ class _Decoder:
                     yield index, other if index != other else first
 
 
-def _single_column(name: bytes, fields: list[bytes]) -> list[tuple[float]] | None:
+def _single_column(name: bytes, fields: list[bytes]) -> list[float] | None:
     """Values of fields that are all ``name=number``; None if one is not.
 
     Raises:
@@ -555,14 +639,13 @@ def _single_column(name: bytes, fields: list[bytes]) -> list[tuple[float]] | Non
     """
     before = b"," + b",".join(fields)
     after = before.replace(b",%b=" % name, b",")
-    # As many names as fields are gone, and what is left is as many numbers: so each had its name.
+    # As many names as fields are gone; if what is left is as many numbers, each had its name.
     if len(before) - len(after) != len(fields) * (len(name) + 1):
         return None
-    numbers = _numbers(after[1:])
-    return list(zip(numbers, strict=True)) if len(numbers) == len(fields) else None
+    return _numbers(after[1:])
 
 
-def _many_columns(names: tuple[bytes, ...], fields: list[bytes]) -> list[tuple[float, ...]] | None:
+def _many_columns(names: tuple[bytes, ...], fields: list[bytes]) -> list[float] | None:
     """As above, for fields that all are ``name=number,name=number,...``."""
     width = len(names)
     text = b"\n".join(fields)
@@ -571,8 +654,7 @@ def _many_columns(names: tuple[bytes, ...], fields: list[bytes]) -> list[tuple[f
     parts = text.translate(_TO_COMMAS).split(b",")
     if parts[0::2] != list(names) * len(fields):
         return None
-    numbers = iter(_numbers(b",".join(parts[1::2])))
-    return list(zip(*[numbers] * width, strict=True))
+    return _numbers(b",".join(parts[1::2]))
 
 
 def _numbers(text: bytes) -> list[float]:
