@@ -452,7 +452,9 @@ def test_columns_give_what_the_parser_gives(
     st.tuples(
         st.sampled_from(HEADS) | ODD_HEADS,
         st.sampled_from([" ", "  ", "\t", "\n", ""]),
-        st.builds("v={}".format, NUMBERS | ODD) | ODD_FIELDS,
+        st.builds("v={}".format, NUMBERS | ODD)
+        | st.builds("w={},v={}".format, NUMBERS | ODD, NUMBERS | ODD)
+        | ODD_FIELDS,
         st.sampled_from([" ", "  ", "\n", ""]),
         STAMPS,
         st.sampled_from(["", "\n", "\r\n", "\n\n", "\n1", " ", "\n#", "\\"]),
@@ -463,15 +465,30 @@ def test_columns_give_what_the_parser_gives(
 def test_one_line_gives_what_the_parser_gives(line: str, precision: str, tags: tuple[str, ...]) -> None:
     """A body of one reading, odd or not, after the parser has learnt its like."""
     line_protocol._learnt.clear()
-    carefully("\n".join(f"{head} v=1 1" for head in HEADS).encode(), "ns", tags)
+    known = "".join(f"{head} v=1 1\n{head} w=1,v=1 1\n" for head in HEADS)
+    carefully(known.encode(), "ns", tags)
     expected = carefully(line.encode(), precision, tags)
     for _ in range(2):
         assert same(expected, decode(line, precision, tags))
 
 
-def test_one_line_that_was_understood_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "ending", ["1 5 6", "1  5", "1 5 ", " 1 5", "1,2 5", "1 ", "1", " 5", "1\n5", "1 \n5", "1 5\n6"]
+)
+@pytest.mark.parametrize("fields", ["v=", "w=1,v="])
+def test_one_line_with_an_odd_end(fields: str, ending: str) -> None:
+    """Neither refused nor taken where the parser does otherwise."""
+    line = f"m,sensor=a {fields}{ending}"
+    carefully(f"m,sensor=a {fields}1 1".encode(), "ms")
+    assert same(carefully(line.encode(), "ms"), decode(line))
+
+
+@pytest.mark.parametrize("fields", [b"v=2.5", b"v=2.5,w=-0,u=1e3"])
+def test_one_line_that_was_understood_takes_the_short_way(
+    monkeypatch: pytest.MonkeyPatch, fields: bytes
+) -> None:
     """With its attributes; no decoder is made for it."""
-    body = b"m,sensor=a,room=1 v=2.5 1700000000000\n"
+    body = b"m,sensor=a,room=1 %b 1700000000000\n" % fields
     expected = decode(body)
     monkeypatch.setattr(line_protocol, "_Decoder", None)
     assert same(expected, decode(body))

@@ -66,7 +66,8 @@ _SIGNED = re.compile(rb"([+-]?[0-9]{1,19})i")
 _UNSIGNED = re.compile(rb"\+?([0-9]{1,20})u")
 _STAMP = re.compile(rb"[+-]?[0-9]{1,19}")
 _STAMP_DIGITS = 19
-_NUMBER_AND_STAMP = re.compile(rb"[-+.0-9eE]+ [-+]?[0-9]{1,19}")
+_PLAIN = re.compile(rb"[-+.0-9eE,]+ [-+]?[0-9]{1,19}")
+"""Values with commas between, and a time stamp: of these characters ``float`` takes what ``_FLOAT`` does."""
 _BOOLEANS = {
     **dict.fromkeys((b"t", b"T", b"true", b"True", b"TRUE"), 1.0),
     **dict.fromkeys((b"f", b"F", b"false", b"False", b"FALSE"), 0.0),
@@ -184,23 +185,35 @@ _learnt: dict[frozenset[str], _Learnt] = {}
 
 
 def _one_line(body: bytes, scale: tuple[int, int], series_tags: Collection[str]) -> Decoded | None:
-    """The reading in a body of one line with one field, if such a line was understood before."""
+    """The row of a body of one line, if its measurement, tags and field names were understood before."""
     learnt = _learnt.get(frozenset(series_tags))
-    before, _, after = body.removesuffix(b"\n").rpartition(b"=")
-    single = learnt.singles.get(before) if learnt is not None else None
-    if single is None or not _NUMBER_AND_STAMP.fullmatch(after):
+    if learnt is None:
         return None
-    raw, _, stamp = after.partition(b" ")
+    line = body.removesuffix(b"\n")
+    before, _, after = line.rpartition(b"=")
+    single = learnt.singles.get(before)
     try:
-        value = float(raw)
-    except ValueError:
+        if single is not None:
+            series, layout = single
+            raw, _, stamp = after.partition(b" ")
+            numbers = [raw]
+        else:
+            head, fields, stamp = line.split(b" ")
+            series = learnt.series[head]
+            items = [item.partition(b"=") for item in fields.split(b",")]
+            layout = series.layouts[tuple([item[0] for item in items])]
+            numbers = [item[2] for item in items]
+        if not _PLAIN.fullmatch(b"%b %b" % (b",".join(numbers), stamp)):
+            return None
+        values = tuple(map(float, numbers))
+    except (KeyError, ValueError):
         return None
     time_ms = int(stamp) * scale[0] // scale[1]
-    if value - value != 0.0 or not -MAX_TIME_MS < time_ms < MAX_TIME_MS:
+    total = sum(values)
+    if total - total != 0.0 or not -MAX_TIME_MS < time_ms < MAX_TIME_MS:
         return None
-    series, layout = single
     attributes = {series.sensor: dict(series.attributes)} if series.attributes else {}
-    return Decoded(Batch([series.sensor], [time_ms], [layout], [(value,)], [1], attributes=attributes))
+    return Decoded(Batch([series.sensor], [time_ms], [layout], [values], [1], attributes=attributes))
 
 
 class _Decoder:
