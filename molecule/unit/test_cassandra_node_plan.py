@@ -256,6 +256,18 @@ class TestJoined:
         states["ring1"]["configured"] = {**states["ring1"]["configured"], key: "as it was"}
         assert refused(judge(states=states)) == ["CN-111"]
 
+    @pytest.mark.parametrize("kept", [record(*(p["name"] for p in PEERS)), {}], ids=["record", "host"])
+    def test_address_in_another_spelling_is_none_changed(self, kept: dict[str, Any]) -> None:
+        """Cassandra and people write one IPv6 address in several ways; CN-111 is for another address."""
+        states = {p["name"]: state("used") for p in PEERS}
+        states["ring1"]["configured"] = {**states["ring1"]["configured"], "address": "2001:db8:0::0011"}
+        if kept:
+            kept["nodes"]["ring1"]["address"] = "2001:db8:0::0011"
+        for address, expected in (("2001:db8::11", []), ("2001:db8::12", ["CN-111"])):
+            peers = [{**PEERS[0], "address": address}, *PEERS[1:]]
+            verdict = judge(states=states, record=kept, peers=peers, wanted={"address": address})
+            assert expected == refused(verdict)
+
     def test_marker_is_left_over(self) -> None:
         """A run that stopped after the record was written finishes, without starting anything."""
         states = {p["name"]: state("used", first_start={"plan": TOKENS}) for p in PEERS}
@@ -281,3 +293,13 @@ class TestPeers:
         verdict = judge(peers=peers)
         assert refused(verdict) == ["CN-103"]
         assert words in verdict["refusals"]["CN-103"]
+
+    def test_spelling_makes_no_other_address(self) -> None:
+        """Two spellings of one IPv6 address are that address: no contradiction, and twice is twice."""
+        peers = [{**PEERS[0], "address": "2001:db8:0::0011"}, *PEERS[1:]]
+        assert refused(judge(peers=peers, wanted={"address": "2001:db8::11"})) == []
+        twice = judge(
+            peers=[*peers, {**PEERS[0], "name": "ring4", "address": "2001:db8::11"}],
+            wanted={"address": "2001:db8::11"},
+        )
+        assert "2001:db8::11 is there twice" in twice["refusals"]["CN-103"]

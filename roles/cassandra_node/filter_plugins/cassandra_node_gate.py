@@ -34,6 +34,11 @@ def normal_address(text: Any) -> str:
         return bare
 
 
+def plain(key: str, value: Any) -> str:
+    """What two of a node's values are compared by: of an address, not how it is spelled."""
+    return normal_address(value) if key == "address" else str(value)
+
+
 class Reasons:
     """What stands against it, in the order in which it was found, each said once."""
 
@@ -239,22 +244,19 @@ def _judge_record(
         reasons.add(
             "CN-202",
             f"the record knows {', '.join(extra)}, which the inventory does not name. Put the host back "
-            "into the inventory, or remove it from the ring by remove_cassandra_node.",
+            "into the inventory, let another one take its place (replace_cassandra_node), or remove it from "
+            "the ring by remove_cassandra_node.",
         )
     for name in sorted(set(by_name) & set(recorded)):
         wrong = [
             f"{key} {recorded[name][key]} is recorded and {by_name[name][key]} in the inventory"
             for key in ("address", "dc", "rack")
-            if _plain(key, recorded[name].get(key)) != _plain(key, by_name[name].get(key))
+            if plain(key, recorded[name].get(key)) != plain(key, by_name[name].get(key))
         ]
         if wrong:
             reasons.add(
                 "CN-202", f"{name}: {'; '.join(wrong)}. A node keeps these for life: correct the inventory."
             )
-
-
-def _plain(key: str, value: Any) -> str:
-    return normal_address(value) if key == "address" else str(value)
 
 
 def _judge_answers(

@@ -6,7 +6,16 @@ ID; docs/refusals.md has a section for each.
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
+
+# Ansible loads each filter by its path, so that one cannot import another by name.
+_spec = importlib.util.spec_from_file_location(
+    "cassandra_node_gate", Path(__file__).with_name("cassandra_node_gate.py")
+)
+_gate = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_gate)
 
 TOKEN_MIN = -(2**63)
 TOKEN_SPAN = 2**64
@@ -197,7 +206,7 @@ def _plan_joined(
     changed = [
         f"{key}: {joined_as[key]} -> {wanted[key]}"
         for key in sorted(joined_as)
-        if key in wanted and str(joined_as[key]) != str(wanted[key])
+        if key in wanted and _gate.plain(key, joined_as[key]) != _gate.plain(key, wanted[key])
     ]
     if changed:
         verdict["refusals"]["CN-111"] = (
@@ -219,7 +228,7 @@ def _plan_joined(
 
 def _refuse_peers(peers: list[dict[str, Any]], *, name: str, wanted: dict[str, Any]) -> dict[str, str]:
     names = [str(peer["name"]) for peer in peers]
-    addresses = [str(peer["address"]) for peer in peers]
+    addresses = [_gate.plain("address", peer["address"]) for peer in peers]
     faults = [f"{value} is there twice" for value in sorted({v for v in names if names.count(v) > 1})]
     faults += [
         f"{value} is there twice" for value in sorted({v for v in addresses if addresses.count(v) > 1})
@@ -231,7 +240,7 @@ def _refuse_peers(peers: list[dict[str, Any]], *, name: str, wanted: dict[str, A
         faults += [
             f"{name} stands in it with {key} {me[key]}, but its own {key} is {wanted[key]}"
             for key in ("address", "dc", "rack")
-            if str(me[key]) != str(wanted[key])
+            if _gate.plain(key, me[key]) != _gate.plain(key, wanted[key])
         ]
     if not faults:
         return {}
