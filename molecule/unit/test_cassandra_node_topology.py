@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -12,7 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/cassandra_no
 from cassandra_node_plan import plan  # type: ignore[import-not-found]
 from cassandra_node_topology import (  # type: ignore[import-not-found]
     AFTERWARDS,
+    marker,
     peers_on_record,
+    peers_with_subject,
     record_with,
     record_without,
     report,
@@ -249,6 +251,15 @@ class TestReplace:
         """CN-304."""
         assert refused(judge("replace", subject="ring2", states={"ring2": None})) == ["CN-304"]
 
+    def test_interrupted_at_a_new_address_and_stopped(self) -> None:
+        """What the others know as a member has joined: it is started, not wiped, unless its disk is empty."""
+        moved = [*[p for p in RING if p["name"] != "ring2"], {**peer(2), "address": "10.0.0.99"}]
+        for data, case in (("used", "start"), ("empty", "clean")):
+            begun = state(data, active=False, joining={"how": "replace", "replaces": "10.0.0.2"})
+            verdict = judge("replace", subject="ring2", peers=moved, members=moved, states={"ring2": begun})
+            assert {"ring2": case} == cases(verdict)
+            assert "ring2" in step(verdict["subjects"][0])
+
     def test_join_of_another_is_under_way(self) -> None:
         """CN-303."""
         verdict = judge(
@@ -258,6 +269,73 @@ class TestReplace:
             states={"ring2": BARE, "ring4": state(joining={"how": "bootstrap"})},
         )
         assert refused(verdict) == ["CN-303"]
+
+
+class TestReplaceUnderAnotherName:
+    """The dead node's machine is gone; the new one has its own name."""
+
+    HOST: ClassVar[dict[str, Any]] = {**peer(4), "rack": peer(2)["rack"]}
+    LEFT: ClassVar[list[dict[str, Any]]] = [p for p in RING if p["name"] != "ring2"]
+
+    def judge(self, **given: Any) -> dict[str, Any]:
+        """ring4 for ring2, which is dead and out of the inventory, unless said otherwise."""
+        views = {p["name"]: view(RING, down=("ring2",)) for p in self.LEFT}
+        arguments = {"peers": [*self.LEFT, self.HOST], "members": RING, "views": views, **given}
+        return judge("replace", **{"subject": "ring2", "replacement": "ring4", **arguments})
+
+    def test_bare_host(self) -> None:
+        """It gets the dead one's tokens, and the marker says whose place it is."""
+        verdict = self.judge()
+        assert {"ring4": "fresh"} == cases(verdict)
+        subject = verdict["subjects"][0]
+        assert ("10.0.0.2", [2000], "10.0.0.4") == tuple(
+            subject[k] for k in ("replaces", "tokens", "address")
+        )
+        assert "ring2" == marker(subject)["predecessor"]
+        assert "predecessor" not in marker(
+            judge("replace", subject="ring2", states={"ring2": BARE})["subjects"][0]
+        )
+        told = report(verdict, operation="replace", record=record(RING), pending={})[-1]
+        assert "Take ring2 out of the inventory" in told
+
+    @pytest.mark.parametrize(
+        "dead", [None, BARE, state(active=False)], ids=["gone", "bare", "its disk is there"]
+    )
+    def test_dead_host_is_in_the_inventory(self, dead: dict[str, Any] | None) -> None:
+        """CN-309 for one whose data may be all right, unless it is said to be lost."""
+        given: dict[str, Any] = {"peers": [*RING, self.HOST], "states": {"ring2": dead, "ring4": BARE}}
+        used = bool(dead) and dead["data"] == "used"  # type: ignore[index]
+        assert (["CN-309"] if used else []) == refused(self.judge(**given))
+        assert {"ring4": "fresh"} == cases(self.judge(**given, lost=True))
+
+    def test_dead_host_runs_or_answers(self) -> None:
+        """CN-307."""
+        assert ["CN-307"] == refused(self.judge(answering=["10.0.0.2"]))
+        assert ["CN-307"] == refused(self.judge(peers=[*RING, self.HOST], states={"ring2": state()}))
+
+    def test_wrong_host(self) -> None:
+        """CN-306: unknown, a member itself, in another rack, or the dead one is not looked for."""
+        assert ["CN-306"] == refused(self.judge(peers=self.LEFT))
+        assert ["CN-306"] == refused(self.judge(replacement="ring3"))
+        assert ["CN-306"] == refused(self.judge(peers=[*self.LEFT, {**self.HOST, "rack": "rack9"}]))
+        assert ["CN-306"] == refused(self.judge(peers=[*RING, self.HOST], absent=["ring2"]))
+
+    def test_interrupted(self) -> None:
+        """Resumed before and after the record was written; another one's place is another change (CN-303)."""
+        begun = state(joining={"how": "replace", "replaces": "10.0.0.2", "predecessor": "ring2"})
+        assert {"ring4": "wait"} == cases(self.judge(states={"ring4": begun}))
+        after = record_with(record(RING), self.HOST, {"host_id": "new", "tokens": [2000]}, "ring2")
+        assert {"ring4": "wait"} == cases(self.judge(states={"ring4": begun}, record=after))
+        assert ["CN-303"] == refused(self.judge(states={"ring4": begun}, subject="ring3"))
+        other = self.judge(states={"ring4": begun}, subject="ring3", replacement="")
+        assert "in the place of ring2" in other["refusals"]["CN-303"]
+
+    def test_again(self) -> None:
+        """Its name is off the record, the new one on it."""
+        members = [*self.LEFT, self.HOST]
+        verdict = self.judge(record=record(members), states={"ring4": state()})
+        assert {} == cases(verdict)
+        assert "nothing to replace" in verdict["note"]
 
 
 class TestRemove:
@@ -619,6 +697,11 @@ class TestPlanOfANodeThatJoins:
         verdict = self.plan("ring1", joining={"ring1": {"how": "replace"}}, mine={"data": "empty"})
         assert "10.0.0.1" not in verdict["seeds"]
 
+    def test_node_whose_place_is_taken_is_no_seed(self) -> None:
+        """The inventory may name both for a while."""
+        joining = {"ring4": {"how": "replace", "predecessor": "ring1"}}
+        assert {"10.0.0.1", NEW["address"]}.isdisjoint(self.plan("ring4", joining=joining)["seeds"])
+
     def test_tokens_of_a_new_datacenter(self) -> None:
         """They are the playbook's."""
         assert self.plan("ring4", joining={"ring4": {"how": "datacenter", "tokens": [7]}})["tokens"] == [7]
@@ -639,7 +722,17 @@ def test_record_follows() -> None:
         **{key: NEW[key] for key in ("dc", "rack", "address")},
     }
     assert record_without(joined, "ring4") == before
+    instead = record_with(before, NEW, {"host_id": "new", "tokens": [4]}, "ring2")
+    assert {"ring1", "ring3", "ring4", "ring10"} == set(instead["nodes"])
     assert peers_on_record([*RING, NEW], before) == RING
+
+
+def test_dead_node_is_a_member_though_the_inventory_has_forgotten_it() -> None:
+    """The gate is told of the one that is replaced or removed, and of nobody else."""
+    left = [p for p in RING if p["name"] != "ring2"]
+    assert [*left, peer(2)] == peers_with_subject(left, record(RING), "ring2")
+    assert left == peers_with_subject(left, record(left), "ring2")
+    assert RING == peers_with_subject(RING, record(RING), "ring2")
 
 
 def test_spokesman_stays() -> None:

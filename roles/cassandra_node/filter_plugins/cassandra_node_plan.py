@@ -89,8 +89,9 @@ def plan(
     absent, joining = absent or [], joining or {}
     expected = [peer for peer in peers if peer["name"] not in absent]
     recorded = record.get("nodes", {})
-    # A node that joins is no seed: a seed does not stream, and comes up empty.
-    members = [p for p in expected if (not recorded or p["name"] in recorded) and p["name"] not in joining]
+    # A node that joins is no seed: a seed does not stream, and comes up empty. Nor is a dead one.
+    no_seeds = set(joining) | {host.get("predecessor") for host in joining.values()}
+    members = [p for p in expected if (not recorded or p["name"] in recorded) and p["name"] not in no_seeds]
     mine = states.get(name)
     verdict: dict[str, Any] = {
         "refusals": {},

@@ -44,6 +44,7 @@ def topology(
     views: Views,
     absent: list[str] | None = None,
     subject: str = "",
+    replacement: str = "",
     lost: bool = False,
     answering: list[str] | None = None,
     keyspaces: dict[str, dict[str, int] | None] | None = None,
@@ -73,7 +74,14 @@ def topology(
     if operation == "add":
         _add(ring, verdict)
     elif operation == "replace":
-        _replace(ring, verdict, subject=subject, answering=answering or [])
+        _replace(
+            ring,
+            verdict,
+            subject=subject,
+            name=replacement or subject,
+            lost=lost,
+            answering=answering or [],
+        )
     elif operation == "remove":
         _remove(ring, verdict, subject=subject, lost=lost, keyspaces=keyspaces or {})
     elif operation == "add_datacenter":
@@ -120,6 +128,7 @@ class Ring:
         absent: list[str],
     ) -> None:
         self.peers = {str(peer["name"]): peer for peer in peers}
+        self.absent = absent
         self.expected = {name: peer for name, peer in self.peers.items() if name not in absent}
         self.recorded: dict[str, dict[str, Any]] = record.get("nodes", {})
         self.states = states
@@ -179,9 +188,10 @@ def _begun_otherwise(ring: Ring, verdict: dict[str, Any], how: str, among: list[
     }
     for name, marker in sorted(others.items()):
         playbook = PLAYBOOKS.get(str(marker.get("how")), str(marker.get("how")))
+        place = f", in the place of {marker['predecessor']}," if marker.get("predecessor") else ""
         verdict["refusals"]["CN-303"] = (
-            f"{playbook} was begun on {name} and is not finished. One change at a time: run {playbook} again "
-            f"for {name}; it goes on where it stopped."
+            f"{playbook} was begun on {name}{place} and is not finished. One change at a time: run "
+            f"{playbook} again for {name}; it goes on where it stopped."
         )
     return bool(others)
 
@@ -212,9 +222,13 @@ def _case_of_joining(ring: Ring, name: str, verdict: dict[str, Any]) -> str:
         return "fresh"
     if state["active"]:
         return "finish" if name in ring.recorded and marker.get("how") == "bootstrap" else "wait"
-    if ring.is_member(address) and marker.get("how") != "replace":
-        return "start"
-    return "clean"
+    # At the dead node's address it is the dead one that the others still hold for an owner of tokens.
+    own = marker.get("how") != "replace" or (
+        state["data"] == "used"
+        and bool(marker.get("replaces"))
+        and normal_address(marker["replaces"]) != normal_address(address)
+    )
+    return "start" if own and ring.is_member(address) else "clean"
 
 
 def _add(ring: Ring, verdict: dict[str, Any]) -> None:
@@ -248,33 +262,63 @@ def _add(ring: Ring, verdict: dict[str, Any]) -> None:
         verdict["note"] = "every node of the inventory is on record: nothing to add"
 
 
-def _replace(ring: Ring, verdict: dict[str, Any], *, subject: str, answering: list[str]) -> None:
-    if not _known(ring, verdict, subject) or _begun_otherwise(ring, verdict, "replace", [subject]):
+def _replace(
+    ring: Ring, verdict: dict[str, Any], *, subject: str, name: str, lost: bool, answering: list[str]
+) -> None:
+    """The host `name` takes the place of the node that is on record as `subject`; mostly they are one."""
+    other_name = name != subject
+    marker = ring.under_way().get(name, {})
+    begun = bool(marker)
+    done = other_name and subject not in ring.recorded and name in ring.recorded
+    if done and not begun and not ring.under_way():
+        verdict["note"] = f"{subject} is not on record and {name} is: nothing to replace"
         return
-    if subject not in ring.expected:
-        verdict["refusals"]["CN-306"] = (
-            f"{subject} is not a host of this ring's inventory (or stands in cassandra_node_absent_hosts). "
-            "The host that takes the dead node's place carries its name: put it into the inventory, with "
-            "its own address, and run again."
+    if not (done and begun) and not _known(ring, verdict, subject):
+        return
+    if _begun_otherwise(ring, verdict, "replace", [name]):
+        return
+    if begun and str(marker.get("predecessor", "")) != (subject if other_name else ""):
+        verdict["refusals"]["CN-303"] = (
+            f"{name} was begun in the place of {marker.get('predecessor') or name}, not of {subject}, and is "
+            "not finished. One change at a time: finish that one, or empty /var/lib/cassandra and "
+            f"/etc/cassandra on {name} while its Cassandra is stopped."
         )
         return
-    old, peer, state = ring.recorded[subject], ring.expected[subject], ring.states.get(subject)
+    if name not in ring.expected:
+        verdict["refusals"]["CN-306"] = (
+            f"{name} is not a host of this ring's inventory (or stands in cassandra_node_absent_hosts). Put "
+            "the host that takes the dead node's place into the inventory, with its own address: under the "
+            "dead node's name, or under a new one (-e cassandra_node_replacement=NEW_NAME). Then run again."
+        )
+        return
+    if other_name and subject in ring.absent:
+        verdict["refusals"]["CN-306"] = (
+            f"{subject} stands in cassandra_node_absent_hosts. It is looked for in this run, to be sure that "
+            "it is dead: take it out of that list and run again."
+        )
+        return
+    if other_name and name in ring.recorded and not done:
+        verdict["refusals"]["CN-306"] = (
+            f"{name} is a node of this ring itself and cannot take the place of {subject}: name a host that "
+            "is new."
+        )
+        return
+    # After the record was written only the rest is left to do.
+    old, peer, state = ring.recorded[name if done else subject], ring.expected[name], ring.states.get(name)
     before = normal_address(old["address"])
-    begun = subject in ring.under_way()
     moved = before != normal_address(peer["address"])
-    if moved and begun and normal_address(ring.under_way()[subject].get("replaces")) != before:
-        # The record has the new address already: only the rest is left to do.
-        before = normal_address(ring.under_way()[subject].get("replaces"))
     for key in ("dc", "rack"):
         if str(old[key]) != str(peer[key]):
             verdict["refusals"]["CN-306"] = (
-                f"{subject} stood in {key} {old[key]} and the inventory now says {peer[key]}. A node is "
-                f"replaced where it stood: restore {key}."
+                f"{subject} stood in {key} {old[key]} and the inventory now says {peer[key]}"
+                f"{f' of {name}' if other_name else ''}. A node is replaced where it stood: restore {key}."
             )
             return
     # What the others call it is not asked here: they need up to twenty seconds to see a dead node, and the
     # run waits for that before it starts anything.
-    lives = not begun and state is not None and state["active"] and not moved
+    dead = ring.states.get(subject) if other_name and not done else None
+    lives = not begun and state is not None and state["active"] and not moved and not other_name
+    lives = lives or bool(dead and dead["active"])
     if lives or (_among(before, answering) and (moved or not begun)):
         verdict["refusals"]["CN-307"] = (
             f"the node to be replaced, {subject} ({before}), still answers, or another node calls it up. Two "
@@ -282,16 +326,23 @@ def _replace(ring: Ring, verdict: dict[str, Any], *, subject: str, answering: li
             "cassandra), wait half a minute and run again; if it is well, there is nothing to replace."
         )
         return
-    case = _case_of_joining(ring, subject, verdict)
+    if dead and dead["data"] == "used" and not lost and not begun:
+        verdict["refusals"]["CN-309"] = (
+            f"{subject} is stopped, but its disk is there: started (systemctl start cassandra), it is back "
+            "with all it has. If its data is really lost, add -e cassandra_node_subject_lost=true."
+        )
+        return
+    case = _case_of_joining(ring, name, verdict)
     verdict["subjects"].append(
         {
-            "name": subject,
+            "name": name,
             "address": normal_address(peer["address"]),
             "dc": peer["dc"],
             "case": case,
             "how": "replace",
             "replaces": before,
             "tokens": old["tokens"],
+            **({"predecessor": subject} if other_name else {}),
         }
     )
 
@@ -612,6 +663,7 @@ STEPS = {
         "fresh",
     ): "{name} takes the place of the node that was {replaces}; then repair",
     ("replace", "clean"): "what is left of the interrupted replacement of {name} is removed; then as new",
+    ("replace", "start"): "{name} has joined but is stopped: it is started; then repair",
     ("replace", "wait"): "{name} is taking the place of the node that was {replaces}: wait for it",
     (
         "datacenter",
@@ -641,9 +693,17 @@ def peers_on_record(peers: list[Peer], record: dict[str, Any]) -> list[Peer]:
     return [{**peer, "address": nodes[peer["name"]]["address"]} for peer in peers if peer["name"] in nodes]
 
 
+def peers_with_subject(peers: list[Peer], record: dict[str, Any], subject: str) -> list[Peer]:
+    """The inventory's peers, and the dead node, a member still, that it may not name any more."""
+    node = record.get("nodes", {}).get(subject)
+    if not node or any(str(peer["name"]) == subject for peer in peers):
+        return peers
+    return [*peers, {"name": subject, **{key: node[key] for key in ("address", "dc", "rack")}}]
+
+
 def marker(subject: dict[str, Any]) -> dict[str, Any]:
     """What is kept on a host until its join is finished."""
-    return {key: subject[key] for key in ("how", "replaces", "tokens") if key in subject}
+    return {key: subject[key] for key in ("how", "replaces", "tokens", "predecessor") if key in subject}
 
 
 DEPLOY = (
@@ -684,11 +744,19 @@ def report(
     if subjects and not check:
         dcs = ", ".join(sorted({str(subject["dc"]) for subject in subjects}))
         lines.append(AFTERWARDS[operation].format(names=names, dcs=dcs))
+        lines += [
+            f"Take {subject['predecessor']} out of the inventory now, if it still stands there "
+            "(playbooks/site.yml refuses until then), and never start it again with its old disk."
+            for subject in subjects
+            if subject.get("predecessor")
+        ]
     return lines
 
 
-def record_with(record: dict[str, Any], peer: Peer, view: dict[str, Any]) -> dict[str, Any]:
-    """The record after `peer` has joined with that view of itself."""
+def record_with(
+    record: dict[str, Any], peer: Peer, view: dict[str, Any], predecessor: str = ""
+) -> dict[str, Any]:
+    """The record after `peer` has joined with that view of itself, in the place of a predecessor."""
     node = {
         "host_id": view["host_id"],
         "tokens": view["tokens"],
@@ -696,7 +764,8 @@ def record_with(record: dict[str, Any], peer: Peer, view: dict[str, Any]) -> dic
         "rack": peer["rack"],
         "address": peer["address"],
     }
-    return {**record, "nodes": {**record.get("nodes", {}), str(peer["name"]): node}}
+    nodes = record_without(record, predecessor)["nodes"]
+    return {**record, "nodes": {**nodes, str(peer["name"]): node}}
 
 
 def record_without(record: dict[str, Any], name: str) -> dict[str, Any]:
@@ -714,6 +783,7 @@ class FilterModule:
             "cassandra_node_spokesman": spokesman,
             "cassandra_node_marker": marker,
             "cassandra_node_peers_on_record": peers_on_record,
+            "cassandra_node_peers_with_subject": peers_with_subject,
             "cassandra_node_report": report,
             "cassandra_node_step": step,
             "cassandra_node_record_with": record_with,
