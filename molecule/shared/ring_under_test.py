@@ -64,6 +64,11 @@ def status(name: str) -> dict[str, str]:
     }
 
 
+def lose(name: str) -> None:
+    """The machine of that name is gone from one moment to the next, for good."""
+    subprocess.run(["docker", "kill", name], check=True, stdout=subprocess.DEVNULL)
+
+
 def wait(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
     """Poll, and fail with `what`."""
     deadline = time.monotonic() + seconds
@@ -78,6 +83,8 @@ class RingUnderTest:
     def __init__(self, addresses: dict[str, str], *, contacts: list[str]) -> None:
         self.addresses = addresses
         self.contacts = contacts
+        # {name: variables} that a host of the inventory has of its own.
+        self.host_vars: dict[str, dict[str, str]] = {}
         self.ephemeral = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
 
     def record(self) -> dict[str, Any]:
@@ -115,7 +122,7 @@ class RingUnderTest:
             known = self.ephemeral / "inventory" / folder
             if known.exists() and not (inventory / folder).exists():
                 (inventory / folder).symlink_to(known)
-        hosts = {"cassandra": {"hosts": {name: {} for name in members}}}
+        hosts = {"cassandra": {"hosts": {name: self.host_vars.get(name, {}) for name in members}}}
         if clients:
             client = {"ingest_container_cassandra_local_dc": clients}
             hosts["ingest"] = {"hosts": {"client": client}}
@@ -193,8 +200,11 @@ class RingUnderTest:
             cluster.shutdown()
 
     @contextmanager
-    def traffic(self, operation: str) -> Iterator[RingTraffic]:
-        """A writer and a reader at LOCAL_QUORUM; afterwards nothing acknowledged is missing, none failed."""
+    def traffic(self, operation: str, *, writes_refused: bool = False) -> Iterator[RingTraffic]:
+        """A writer and a reader at LOCAL_QUORUM; afterwards nothing acknowledged is missing, none failed.
+
+        `writes_refused`: where more fails than the ring bears, writes may have been refused, visibly.
+        """
         ring = self.clients(self.contacts)
         began = time.monotonic()
         with ring:
@@ -204,4 +214,5 @@ class RingUnderTest:
         print(f"{line}, {len(missing)} of {len(ring.numbers())} acknowledged missing", flush=True)
         assert missing == []
         assert ring.counts["wrong"] == 0, ring.counts["errors"]
-        assert ring.counts["failed_writes"] + ring.counts["failed_reads"] == 0, ring.counts["errors"]
+        assert ring.counts["failed_reads"] == 0, ring.counts["errors"]
+        assert writes_refused or ring.counts["failed_writes"] == 0, ring.counts["errors"]

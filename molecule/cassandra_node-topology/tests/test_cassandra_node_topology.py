@@ -1,5 +1,7 @@
 """A node is added, another one's disk is lost and replaced, and the added one leaves, under traffic.
 
+Then machines are lost: one is replaced at a new address, one under a new name, one is removed as dead.
+
 The tests go on from each other's ring, in the order in which they stand here.
 """
 
@@ -9,14 +11,15 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "molecule/shared"))
-from ring_under_test import RingUnderTest, node, status, wait  # type: ignore[import-not-found]
+from ring_under_test import RingUnderTest, lose, node, status, wait  # type: ignore[import-not-found]
 
-ADDRESSES = {f"fieldring-topology-{n}": f"172.31.93.1{n}" for n in (1, 2, 3, 4)}
-FIRST, SECOND, THIRD, SPARE = sorted(ADDRESSES)
+ADDRESSES = {f"fieldring-topology-{n}": f"172.31.93.1{n}" for n in range(1, 7)}
+FIRST, SECOND, THIRD, SPARE, FIFTH, SIXTH = sorted(ADDRESSES)
 RING = RingUnderTest(ADDRESSES, contacts=[ADDRESSES[FIRST], ADDRESSES[THIRD]])
 # The tests drive the whole ring; one run of them is enough.
 testinfra_hosts = [f"docker://{FIRST}"]
@@ -145,3 +148,161 @@ def test_no_fewer_nodes_than_copies() -> None:
         "CN-308"
     )
     assert "fieldring keeps 3 copies in dc1" in done.told
+
+
+def rest(members: tuple[str, ...], hosts: tuple[str, ...], gone: dict[str, Any]) -> None:
+    """The record and every host have those members whole, and the host ID of the one that is gone nowhere."""
+    assert set(members) == set(RING.record())
+    assert gone["host_id"] not in [entry["host_id"] for entry in RING.record().values()]
+    for host in hosts:
+        assert RING.whole(members) == status(host)
+        known = node(host).check_output("nodetool sjk mxdump -q org.apache.cassandra.db:type=StorageService")
+        assert "EndpointToHostId" in known
+        assert gone["host_id"] not in known
+
+
+def joined(host: str) -> None:
+    """Nothing of the start as a replacement is left on that host."""
+    for left in ("/etc/systemd/system/cassandra.service.d/replace.conf", "/etc/cassandra/joining.json"):
+        assert not node(host).file(left).exists
+    assert node(host).run("systemctl is-enabled cassandra").stdout.strip() == "enabled"
+
+
+def test_lost_machine_is_replaced_at_a_new_address() -> None:
+    """Another machine carries its name. The first run is killed and its daemon with it; the next cleans.
+
+    Until the others forget that daemon, every write waits for it beside the two nodes that are left.
+    """
+    before = RING.record()[SECOND]
+    subject: dict[str, Any] = {"members": THREE, "cassandra_node_subject": SECOND}
+    RING.host_vars[SECOND] = {"ansible_host": FIFTH, "host_address": ADDRESSES[FIFTH]}
+    # The machine at the address on record lives.
+    RING.play("replace_cassandra_node.yml", **subject).refused("CN-307")
+    with RING.traffic("a lost machine, and kill -9 of the one that replaces it", writes_refused=True):
+        lose(SECOND)
+        # Another address or host ID on record than in the ring: whose place would it be?
+        with RING.record_that_says(SECOND, address="172.31.93.99"):
+            told = RING.play("replace_cassandra_node.yml", **subject).refused("CN-207").told
+            assert f"{before['address']} is in the ring" in told
+        with RING.record_that_says(SECOND, host_id="00000000-0000-0000-0000-000000000000"):
+            RING.play("replace_cassandra_node.yml", **subject).refused("CN-206")
+        assert not node(FIFTH).file("/var/lib/cassandra/data").exists
+        log = "cat /var/log/cassandra/system.log"
+        with RING.interrupted("replace_cassandra_node.yml", **subject) as runs:
+            wait(
+                lambda: runs() and "pending range setup" in node(FIFTH).run(log).stdout,
+                seconds=600,
+                what="the node begins to join",
+            )
+        node(FIFTH).check_output("systemctl kill --signal=KILL cassandra; systemctl stop cassandra")
+        assert before == RING.record()[SECOND]
+        wait(lambda: ADDRESSES[FIFTH] not in status(FIRST), seconds=180, what="the others forget it")
+    with RING.traffic("replace a lost machine at a new address"):
+        done = RING.play("replace_cassandra_node.yml", **subject).succeeded()
+    assert "what is left of the interrupted replacement" in done.told
+    RING.addresses[SECOND] = ADDRESSES[FIFTH]
+    after = RING.record()[SECOND]
+    assert ADDRESSES[FIFTH] == after["address"]
+    assert sorted(before["tokens"]) == sorted(after["tokens"])
+    rest(THREE, (FIRST, FIFTH, THIRD), gone=before)
+    joined(FIFTH)
+
+
+def test_replaced_node_is_not_replaced_again() -> None:
+    """CN-307: it lives, at its new address."""
+    done = RING.play("replace_cassandra_node.yml", members=THREE, cassandra_node_subject=SECOND)
+    assert done.refused("CN-307").changed() == 0
+
+
+def test_lost_machine_is_replaced_under_a_new_name() -> None:
+    """The inventory names the new host in the place of the old one; the record follows."""
+    before = RING.record()[THIRD]
+    RING.contacts = [RING.addresses[FIRST], RING.addresses[SECOND]]
+    members = (FIRST, SECOND, SIXTH)
+    subject: dict[str, Any] = {
+        "members": members,
+        "cassandra_node_subject": THIRD,
+        "cassandra_node_replacement": SIXTH,
+    }
+    told = RING.play("replace_cassandra_node.yml", **subject).refused("CN-306").told
+    assert "restore rack" in told
+    RING.host_vars[SIXTH] = {"cassandra_node_rack": before["rack"]}
+    RING.play("replace_cassandra_node.yml", **subject).refused("CN-307")
+    RING.play("replace_cassandra_node.yml", **{**subject, "cassandra_node_replacement": FIRST}).refused(
+        "CN-306"
+    )
+    with RING.traffic("replace a lost machine under a new name, interrupted once"):
+        lose(THIRD)
+        done = RING.play("replace_cassandra_node.yml", "--check", **subject).succeeded()
+        assert f"would be done: {SIXTH} takes the place of the node that was {before['address']}" in done.told
+        with RING.interrupted("replace_cassandra_node.yml", **subject) as runs:
+            wait(lambda: runs() and SIXTH in RING.record(), seconds=600, what="it is on record")
+        # On record, but not repaired yet.
+        assert node(SIXTH).file("/etc/cassandra/joining.json").exists
+        done = RING.play("replace_cassandra_node.yml", **subject).succeeded()
+    assert f"Take {THIRD} out of the inventory" in done.told
+    assert sorted(before["tokens"]) == sorted(RING.record()[SIXTH]["tokens"])
+    rest(members, (FIRST, FIFTH, SIXTH), gone=before)
+    joined(SIXTH)
+
+
+def test_replacing_under_a_new_name_again_changes_nothing() -> None:
+    """The old name is off the record, the new one on it."""
+    done = RING.play(
+        "replace_cassandra_node.yml",
+        members=(FIRST, SECOND, SIXTH),
+        cassandra_node_subject=THIRD,
+        cassandra_node_replacement=SIXTH,
+    ).succeeded()
+    assert done.changed() == 0, done.output[-4000:]
+    assert "nothing to replace" in done.told
+
+
+def test_node_that_left_comes_back_as_a_new_one() -> None:
+    """Its data and its configuration were taken away."""
+    members = (FIRST, SECOND, SIXTH, SPARE)
+    RING.play("add_cassandra_node.yml", members=members).refused("CN-305")
+    node(SPARE).check_output("find /var/lib/cassandra /etc/cassandra -mindepth 1 -delete")
+    RING.play("add_cassandra_node.yml", members=members).succeeded()
+    assert RING.whole(members) == status(FIRST)
+
+
+def test_living_node_is_not_removed_as_dead() -> None:
+    """CN-307: Ansible does not reach it, or the inventory has forgotten it, but the others call it up."""
+    RING.host_vars[SPARE] = {"ansible_host": "nowhere"}
+    for members in ((FIRST, SECOND, SIXTH, SPARE), (FIRST, SECOND, SIXTH)):
+        RING.play("remove_cassandra_node.yml", members=members, cassandra_node_subject=SPARE).refused(
+            "CN-307"
+        )
+    del RING.host_vars[SPARE]
+
+
+def test_lost_machine_is_removed() -> None:
+    """removenode. The first run is killed meanwhile; the second has the machine out of its inventory."""
+    before = RING.record()[SPARE]
+    left = (FIRST, SECOND, SIXTH)
+    with RING.traffic("remove a lost machine, interrupted once"):
+        lose(SPARE)
+        wait(lambda: status(FIRST)[ADDRESSES[SPARE]] == "DN", seconds=60, what="the others call it down")
+        with RING.record_that_says(SPARE, host_id="00000000-0000-0000-0000-000000000000"):
+            told = RING.play("remove_cassandra_node.yml", members=left, cassandra_node_subject=SPARE)
+            assert "CN-202" not in told.refused("CN-206").told
+        with RING.interrupted(
+            "remove_cassandra_node.yml", members=(*left, SPARE), cassandra_node_subject=SPARE
+        ) as runs:
+            wait(
+                lambda: runs() and status(FIRST).get(ADDRESSES[SPARE]) != "DN",
+                seconds=300,
+                what="it is being removed",
+            )
+        RING.play("remove_cassandra_node.yml", members=left, cassandra_node_subject=SPARE).succeeded()
+    rest(left, (FIRST, FIFTH, SIXTH), gone=before)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["still in the inventory", "taken out"])
+def test_removing_a_lost_machine_again_changes_nothing(known: bool) -> None:
+    """Nothing to remove, though the machine is not reached."""
+    members = (FIRST, SECOND, SIXTH, SPARE) if known else (FIRST, SECOND, SIXTH)
+    done = RING.play("remove_cassandra_node.yml", members=members, cassandra_node_subject=SPARE).succeeded()
+    assert done.changed() == 0, done.output[-4000:]
+    assert "nothing to remove" in done.told
