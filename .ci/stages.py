@@ -118,6 +118,7 @@ def scenarios(*, everything: bool) -> list[Stage]:
     changed = changed_paths()
     untouched = {name for name in names if not any(touches(path, name) for path in changed)}
     plain = PLAIN + PLAIN_IN_FULL if everything else PLAIN
+    place = {name: index for index, name in enumerate(LONGEST)}
     return [
         Stage(
             f"scenario: {name}",
@@ -126,7 +127,7 @@ def scenarios(*, everything: bool) -> list[Stage]:
             environment={"FIELDRING_PLAIN_ANSIBLE": "1"} if name in plain else {},
             timeout_s=LONG_STAGE_TIMEOUT_S if everything else STAGE_TIMEOUT_S,
         )
-        for name in sorted(names, key=lambda name: (name not in LONGEST, name in untouched))
+        for name in sorted(names, key=lambda name: (place.get(name, len(LONGEST)), name in untouched))
     ]
 
 
