@@ -36,17 +36,19 @@ def kill(name: str) -> None:
 
 
 def test_backup_and_one_table_of_it_back() -> None:
-    """What is written after the backup stays in the other table; the restored one is as it was."""
+    """The restored table is as it was: what was deleted is back, what came later is not there."""
+    insert = "INSERT INTO fieldring.windows (sensor, ts, value) VALUES ('%s', 1, %s)"
+    RING.cql(insert % ("kerbside", 1.5))
     with RING.traffic("back up"):
         said = RING.play("backup_cassandra.yml", members=THREE).succeeded().told
     name = re.findall(r"\d{8}T\d{6}Z", said.split("kept: ")[-1])[0]
-    insert = "INSERT INTO fieldring.windows (sensor, ts, value) VALUES ('roof', 1, 1.5)"
-    RING.cql(insert)
+    RING.cql("DELETE FROM fieldring.windows WHERE sensor = 'kerbside'")
+    RING.cql(insert % ("rooftop", 2.5))
     asked = {"restore_cassandra_backup": name, "restore_cassandra_tables": ["fieldring.windows"]}
     RING.play("restore_cassandra.yml", members=THREE, **asked).refused("CN-147")
     with RING.traffic("restore another table"):
         RING.play("restore_cassandra.yml", members=THREE, **asked, restore_cassandra_confirm=name).succeeded()
-    assert RING.cql("SELECT * FROM fieldring.windows") == []
+    assert RING.cql("SELECT sensor, ts, value FROM fieldring.windows") == [("kerbside", 1, 1.5)]
 
 
 def test_host_that_is_gone_shuts_the_gate() -> None:
