@@ -64,6 +64,11 @@ def status(name: str) -> dict[str, str]:
     }
 
 
+def kill(name: str) -> None:
+    """End the daemon of that host as a crash does, and keep systemd from starting it again."""
+    node(name).check_output("systemctl kill --signal=KILL cassandra; systemctl stop cassandra")
+
+
 def lose(name: str) -> None:
     """The machine of that name is gone from one moment to the next, for good."""
     subprocess.run(["docker", "kill", name], check=True, stdout=subprocess.DEVNULL)

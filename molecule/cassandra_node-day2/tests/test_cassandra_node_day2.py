@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "molecule/shared"))
-from ring_under_test import RingUnderTest, node, status, wait  # type: ignore[import-not-found]
+from ring_under_test import RingUnderTest, kill, lose, node, status, wait  # type: ignore[import-not-found]
 
 ADDRESSES = {f"fieldring-day2-{n}": f"172.31.97.1{n}" for n in (1, 2, 3, 4, 5)}
 FIRST, SECOND, THIRD, SPARE, ELSEWHERE = sorted(ADDRESSES)
@@ -28,11 +28,6 @@ pytestmark = pytest.mark.timeout(900)
 THREE = (FIRST, SECOND, THIRD)
 FOUR = (*THREE, SPARE)
 TWO_CENTRES = (*THREE, ELSEWHERE)
-
-
-def kill(name: str) -> None:
-    """End the daemon as a crash does, and keep systemd from starting it again."""
-    node(name).check_output("systemctl kill --signal=KILL cassandra && systemctl stop cassandra")
 
 
 def test_backup_and_one_table_of_it_back() -> None:
@@ -53,7 +48,7 @@ def test_backup_and_one_table_of_it_back() -> None:
 
 def test_host_that_is_gone_shuts_the_gate() -> None:
     """CN-203: not even Ansible reaches it, and the run says so."""
-    subprocess.run(["docker", "kill", THIRD], check=True, capture_output=True)
+    lose(THIRD)
     try:
         done = RING.play("restart_cassandra.yml", members=THREE, restart_cassandra_nodes=[FIRST])
     finally:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "molecule/shared"))
-from ring_under_test import RingUnderTest, lose, node, status, wait  # type: ignore[import-not-found]
+from ring_under_test import RingUnderTest, kill, lose, node, status, wait  # type: ignore[import-not-found]
 
 ADDRESSES = {f"fieldring-topology-{n}": f"172.31.93.1{n}" for n in range(1, 7)}
 FIRST, SECOND, THIRD, SPARE, FIFTH, SIXTH = sorted(ADDRESSES)
@@ -49,7 +49,7 @@ def test_node_joins_after_an_interrupted_attempt() -> None:
                 seconds=600,
                 what="the node begins to join",
             )
-        host.check_output("systemctl kill --signal=KILL cassandra; systemctl stop cassandra")
+        kill(SPARE)
         assert set(THREE) == set(RING.record())
         other = RING.play("replace_cassandra_node.yml", members=ALL, cassandra_node_subject=SECOND)
         assert "add_cassandra_node of" in other.refused("CN-303").told, (
@@ -88,7 +88,7 @@ def test_killed_node_with_a_lost_disk_is_replaced() -> None:
     host = node(SECOND)
     before = RING.record()[SECOND]
     with RING.traffic("replace after kill -9 and a lost disk"):
-        host.check_output("systemctl kill --signal=KILL cassandra; systemctl stop cassandra")
+        kill(SECOND)
         host.check_output("find /var/lib/cassandra -mindepth 1 -delete")
         # The gate: two nodes would be down.
         told = RING.play("remove_cassandra_node.yml", members=ALL, cassandra_node_subject=SPARE)
@@ -194,7 +194,7 @@ def test_lost_machine_is_replaced_at_a_new_address() -> None:
                 seconds=600,
                 what="the node begins to join",
             )
-        node(FIFTH).check_output("systemctl kill --signal=KILL cassandra; systemctl stop cassandra")
+        kill(FIFTH)
         assert before == RING.record()[SECOND]
         wait(lambda: ADDRESSES[FIFTH] not in status(FIRST), seconds=180, what="the others forget it")
     with RING.traffic("replace a lost machine at a new address"):
