@@ -9,8 +9,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Compiled when first used: most of a large package never is.
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes
+# Compiled when first used: most of a large package never is. Of requirements-data.txt the data alone is wanted,
+# without what its package needs to run; pip would print that as an error.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --no-compile --no-warn-conflicts --disable-pip-version-check --require-hashes
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -52,5 +53,5 @@ $(VENV)/.test-ready: requirements-test.txt requirements-data.txt ingest_service/
 	@echo "venv | installing the test tools (about two minutes the first time)"
 	@$(PIP_INSTALL) -r requirements-test.txt
 	@$(PIP_INSTALL) --no-deps -r requirements-data.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable ingest_service
+	@$(BIN)/python -m pip install --quiet --no-warn-conflicts --disable-pip-version-check --no-deps --no-build-isolation --editable ingest_service
 	@touch $@ $(VENV)/.lab-ready
