@@ -7,6 +7,7 @@ The log of every stage is kept in ``.cache/test-logs/``; the end of it is printe
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,10 @@ LONG_STAGE_TIMEOUT_S = 3_600
 CI_BUDGET_S = 2_100
 LONGEST = ("cassandra_node-day2", "cassandra_node", "ingest_container", "monitor")
 FAILURE_LINES = 120
+# What pytest says of a failure, with or without the bar that Molecule puts before it. Repeated below
+# everything else: where a log is cut, its end is what remains.
+FAILURE = re.compile(r"^[\s│]*(E  .*|(?:FAILED|ERROR) .*)")
+FAILURE_SUMMARY_LINES = 40
 # Long chains of day-2 operations on rings of their own, 20 to 30 minutes each: CI runs their short form,
 # cassandra_node-day2, and `make test-full` runs them.
 FULL_ONLY = (
@@ -125,7 +130,8 @@ def scenarios(*, everything: bool) -> list[Stage]:
             f"scenario: {name}",
             ["bash", "-c", '. lab/transport.sh && exec molecule test --scenario-name "$0"', name],
             alone=name == "site",
-            environment={"FIELDRING_PLAIN_ANSIBLE": "1"} if name in plain else {},
+            # Molecule breaks lines at the width of a terminal: what an assertion says is to be on one.
+            environment={"COLUMNS": "200"} | ({"FIELDRING_PLAIN_ANSIBLE": "1"} if name in plain else {}),
             timeout_s=LONG_STAGE_TIMEOUT_S if everything else STAGE_TIMEOUT_S,
         )
         for name in sorted(names, key=lambda name: (place.get(name, len(LONGEST)), name in untouched))
@@ -146,6 +152,17 @@ def remove_leftovers() -> None:
     shutil.rmtree(Path.home() / ".ansible" / "tmp" / "molecule", ignore_errors=True)
 
 
+def log_of(name: str) -> Path:
+    """Where the output of the stage ``name`` is kept."""
+    return LOGS / (name.replace(": ", "-").replace(" ", "-") + ".log")
+
+
+def failure_lines(log: str) -> list[str]:
+    """Return the lines of ``log`` that say what failed, without the bar, at most the last 40."""
+    found = [match[1] for line in log.splitlines() if (match := FAILURE.match(line))]
+    return found[-FAILURE_SUMMARY_LINES:]
+
+
 class Runner:
     """Runs stages and keeps their results; safe to call from several threads."""
 
@@ -162,7 +179,7 @@ class Runner:
             self.left_out.append(stage.name)
             print(f"left out (the time of CI is used up; make test-full runs it)  {stage.name}", flush=True)
             return
-        log = LOGS / (stage.name.replace(": ", "-").replace(" ", "-") + ".log")
+        log = log_of(stage.name)
         started = time.monotonic()
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -215,6 +232,9 @@ def main(mode: str) -> int:
         runner.run_all(INTEGRATION + scenarios(everything=mode == "full"), beside=2)
     passed = sum(result[2] for result in runner.results)
     failed = [name for name, _, good in runner.results if not good]
+    for name in failed:
+        lines = failure_lines(log_of(name).read_text(errors="replace"))
+        print(f"\n--- what failed in {name} ({log_of(name).relative_to(ROOT)})", *lines, sep="\n")
     print(
         f"\nall stages: {time.monotonic() - started:.0f} s"
         + (f"; failed: {', '.join(failed)}" if failed else "")

@@ -192,12 +192,21 @@ class Acceptor:
         self._spool_failed_at = self._monotonic() if failed else None
         return failures
 
-    def _within_retention(self, batch: Batch, now_ms: int) -> tuple[Batch, tuple[LineError, ...]]:
-        first, last = now_ms - self._retention_ms, now_ms + self._future_ms
-        if not len(batch):
-            return batch, ()
+    def keeps_whole(self, batch: Batch) -> bool:
+        """Whether no row of ``batch`` would be refused now for its time."""
+        return not len(batch) or self._all_within(batch, self._limits(self.now_ms()))
+
+    def _limits(self, now_ms: int) -> tuple[int, int]:
+        return now_ms - self._retention_ms, now_ms + self._future_ms
+
+    @staticmethod
+    def _all_within(batch: Batch, limits: tuple[int, int]) -> bool:
         earliest, latest = batch.span
-        if earliest >= first and latest <= last:
+        return earliest >= limits[0] and latest <= limits[1]
+
+    def _within_retention(self, batch: Batch, now_ms: int) -> tuple[Batch, tuple[LineError, ...]]:
+        first, last = limits = self._limits(now_ms)
+        if not len(batch) or self._all_within(batch, limits):
             return batch, ()
         keep: list[int] = []
         errors: list[LineError] = []

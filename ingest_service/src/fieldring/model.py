@@ -6,7 +6,7 @@ epoch **microseconds** (``int``). No I/O, no clock: time comes in as an argument
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -94,6 +94,11 @@ class Batch:
     def points(self) -> int:
         """Number of (sensor, time, metric) values."""
         return sum(map(len, self.layouts))
+
+    @property
+    def names(self) -> Collection[str]:
+        """Each sensor once."""
+        return set(self.sensors)
 
     @property
     def span(self) -> tuple[int, int]:
@@ -193,6 +198,10 @@ class PackedBatch(Batch):
     @property
     def points(self) -> int:
         return super().points if self.columns is None else self.columns.values.size
+
+    @property
+    def names(self) -> Collection[str]:
+        return super().names if self.columns is None else self.columns.sensors
 
     @property
     def span(self) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from fieldring.errors import (
     LineError,
     Overloaded,
     RequestTimeout,
+    SpoolFull,
     TooLarge,
     Unavailable,
 )
@@ -74,8 +75,8 @@ TOGETHER_BYTES = 65_536
 WHOLE_WRITES = {"/write": 204, "/api/v2/write": 202}
 """Paths of ``write_whole``, and how they answer what is spooled: v1 clients take 202 for an error."""
 
-_ON_LOOP_BYTES = 8_192
-"""Bodies up to this size are decoded on the event loop: some 0.1 ms, a few ms for nothing but junk."""
+_ON_LOOP_BYTES = 131_072
+"""Bodies that come together to this size are decoded on the event loop: about a millisecond."""
 
 _TOGETHER_MAX = 64
 
@@ -97,7 +98,8 @@ class Source:
 class _Outcome:
     """What became of one request, piece by piece."""
 
-    points: int = 0
+    kept: bool = False
+    """Whether there is a point that a promise can be made for."""
     collapsed: int = 0
     spooled: bool = False
     forbidden: int = 0
@@ -132,6 +134,16 @@ class _Work:
     error: Exception | None = None
     batches: list[Batch] | None = None
     """What is to be kept, once it is decoded."""
+    precision: str = ""
+    """Of lines that may be decoded as one with those of other requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Requests of which each line is a row, decoded as one body."""
+
+    works: list[_Work]
+    batch: Batch
 
 
 def _settle(outcome: asyncio.Future[_Outcome], work: _Work) -> None:
@@ -435,9 +447,7 @@ class Receive(Probes):
             answer(self.failure("POST", path, error))
             return
         decode = self._line_decoder(precision)
-        work = _Work(identity, [body], "", decode, PIECE_BYTES, reservation, done)
-        if len(body) <= _ON_LOOP_BYTES:
-            self._decode_whole(work)
+        work = _Work(identity, [body], "", decode, PIECE_BYTES, reservation, done, precision=precision)
         self._gather(work, asyncio.get_running_loop())
 
     def _gather(self, work: _Work, loop: asyncio.AbstractEventLoop) -> None:
@@ -460,7 +470,10 @@ class Receive(Probes):
             return
         group, self._gathered = self._gathered[:_TOGETHER_MAX], self._gathered[_TOGETHER_MAX:]
         self._spooling = failing
-        self._executor.submit(self._commit_together, group, loop, failing)
+        joined: list[_Joined] | None = None
+        if sum([work.reservation.size for work in group]) <= _ON_LOOP_BYTES:
+            joined = self._decode_together(group)
+        self._executor.submit(self._commit_together, group, joined, loop, failing)
         if self._gathered and not failing:
             self._flush(loop)
 
@@ -510,30 +523,49 @@ class Receive(Probes):
 
     def _commit_alone(self, work: _Work, loop: asyncio.AbstractEventLoop) -> None:
         """Runs in a thread: unpack, decode, keep, piece by piece."""
+        self._keep(work)
+        loop.call_soon_threadsafe(self._deliver, [work], loop, False)
+
+    def _keep(self, work: _Work) -> None:
         try:
             for batch in self._batches(work):
-                self._record(work.outcome, self._acceptor.accept(batch))
+                self._record([work], self._acceptor.accept(batch))
             if work.error is None:
                 self._conclude(work)
         except Exception as error:  # noqa: BLE001 - raised again where the request waits
             work.error = error
-        loop.call_soon_threadsafe(self._deliver, [work], loop, False)
 
-    def _commit_together(self, group: list[_Work], loop: asyncio.AbstractEventLoop, spooling: bool) -> None:
-        """Runs in a thread: as above, for requests of one piece each, with one wait for all."""
-        kept: list[tuple[_Work, Batch]] = []
-        for work in group:
-            self._decode_whole(work)
-            kept += [(work, batch) for batch in work.batches or ()]
+    def _commit_together(
+        self,
+        group: list[_Work],
+        joined: list[_Joined] | None,
+        loop: asyncio.AbstractEventLoop,
+        spooling: bool,
+    ) -> None:
+        """Runs in a thread: as above, for requests of one piece each, with one wait for all.
+
+        ``joined``: what ``_decode_together`` made of them, if it has been asked.
+        """
+        if joined is None:
+            joined = self._decode_together(group)
+        kept = [(each.works, each.batch) for each in joined]
+        kept += [([work], batch) for work in group for batch in work.batches or ()]
         try:
             results = self._acceptor.accept_together([batch for _, batch in kept])
         except Exception as error:  # noqa: BLE001 - as above
             results = [error] * len(kept)
-        for (work, _), result in zip(kept, results, strict=True):
-            if isinstance(result, Exception):
-                work.error = work.error or result
+        again: list[_Work] = []
+        for (works, _), result in zip(kept, results, strict=True):
+            if isinstance(result, SpoolFull) or (isinstance(result, Exception) and len(works) == 1):
+                for work in works:
+                    work.error = work.error or result
+            elif isinstance(result, Exception) or (result.errors and len(works) > 1):
+                again += works  # what one is refused for, or fails at, is its own matter
             else:
-                self._record(work.outcome, result)
+                self._record(works, result)
+        for work in again:
+            work.batches = None
+            self._keep(work)
         for work in group:
             try:
                 if work.error is None:
@@ -541,6 +573,56 @@ class Receive(Probes):
             except Exception as error:  # noqa: BLE001 - as above
                 work.error = error
         loop.call_soon_threadsafe(self._deliver, group, loop, spooling)
+
+    def _decode_together(self, group: list[_Work]) -> list[_Joined]:
+        """Decode all of ``group``, as few bodies as possible; fills ``batches`` of what is not joined."""
+        alike: dict[tuple[int, str], list[_Work]] = {}
+        joined: list[_Joined] = []
+        for work in group:
+            # A quota is charged by the request.
+            if work.precision and work.batches is None and not work.identity.points_per_second:
+                alike.setdefault((id(work.identity), work.precision), []).append(work)
+        for works in alike.values():
+            while len(works) > 1:
+                count = size = 0
+                while count < len(works) and (size := size + len(works[count].parts[0])) <= PIECE_BYTES:
+                    count += 1
+                some, works = works[:count], works[count:]
+                if count > 1 and (batch := self._join(some)) is not None:
+                    joined.append(_Joined(some, batch))
+                    for work in some:
+                        work.batches = []
+        for work in group:
+            self._decode_whole(work)
+        return joined
+
+    def _join(self, works: list[_Work]) -> Batch | None:
+        """The rows of these bodies as of one; None where one of them may need an answer of its own.
+
+        That is where a line is no row, or where lines of two meet on one key.
+        """
+        body = b"\n".join([work.parts[0].removesuffix(b"\n") for work in works])
+        if b'"' in body or b"\\" in body:
+            return None  # what one leaves open would go on in the next
+        reservation = works[0].reservation
+        heap = DECODED_FACTOR * len(body)
+        try:
+            reservation.take(heap)
+        except (Unavailable, TooLarge):
+            return None
+        (decoded,) = works[0].decode(body)
+        batch = decoded.batch
+        identity = works[0].identity
+        if (
+            decoded.errors
+            or batch.collapsed
+            or len(batch) != body.count(b"\n") + 1
+            or not (identity.sees_all or all(map(identity.allows, batch.names)))
+            or not self._acceptor.keeps_whole(batch)
+        ):
+            reservation.give_back(heap)
+            return None
+        return batch
 
     def _decode_whole(self, work: _Work) -> None:
         """Fill ``batches``, once; what was decoded before an error stands too."""
@@ -585,7 +667,7 @@ class Receive(Probes):
     @staticmethod
     def _conclude(work: _Work) -> None:
         outcome = work.outcome
-        if outcome.forbidden and outcome.forbidden == outcome.refused and not outcome.points:
+        if outcome.forbidden and outcome.forbidden == outcome.refused and not outcome.kept:
             raise Forbidden(f"token {work.identity.id!r} may not write: {outcome.errors[0].reason}")
 
     def _admit(self, work: _Work, decoded: Decoded) -> Batch:
@@ -600,7 +682,7 @@ class Receive(Probes):
         for reason, count in decoded.left_out.items():
             self._counters.left_out.labels(reason).inc(count)
         if not identity.sees_all:
-            known = {sensor: identity.allows(sensor) for sensor in set(batch.sensors)}
+            known = {sensor: identity.allows(sensor) for sensor in batch.names}
             if not all(known.values()):
                 forbidden = [
                     LineError(line, f"the token is not for sensor {sensor!r}")
@@ -615,22 +697,26 @@ class Receive(Probes):
             self._quotas.charge(identity, batch.points)
         return batch
 
-    def _record(self, outcome: _Outcome, accepted: Accepted) -> None:
+    def _record(self, works: Sequence[_Work], accepted: Accepted) -> None:
+        """Note what became of a batch with rows of each of these requests."""
         receipt = accepted.receipt
-        outcome.points += receipt.points
-        outcome.collapsed += receipt.collapsed
-        outcome.spooled |= receipt.durability == SPOOLED
         self._counters.points_by[receipt.durability].inc(receipt.points)
-        if accepted.errors:
-            outcome.refuse(accepted.errors)
+        spooled = receipt.durability == SPOOLED
+        for work in works:
+            outcome = work.outcome
+            outcome.kept |= receipt.points > 0
+            outcome.spooled |= spooled
+        if accepted.errors or receipt.collapsed:
+            (work,) = works  # they would not have been joined
+            work.outcome.refuse(accepted.errors)
+            work.outcome.collapsed += receipt.collapsed
             self._counters.refused.labels("retention").inc(len(accepted.errors))
-        if receipt.collapsed:
             self._counters.collapsed.inc(receipt.collapsed)
 
     @staticmethod
     def _answer_to(outcome: _Outcome, *, spooled_status: int) -> Answer:
         headers: list[tuple[bytes, bytes]] = []
-        if outcome.points:
+        if outcome.kept:
             headers.append((b"fieldring-durability", outcome.durability.encode()))
         if outcome.collapsed:
             headers.append((b"fieldring-collapsed", str(outcome.collapsed).encode()))
