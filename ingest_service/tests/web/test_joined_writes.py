@@ -27,6 +27,7 @@ async def _write(service: Service, bodies: Sequence[bytes], *, token: str, preci
             {b"authorization": b"Token " + token.encode()},
             body,
             lambda answer, place=place: answers.__setitem__(place, answer),  # type: ignore[misc]
+            asyncio.get_running_loop(),
         )
     async with asyncio.timeout(20):
         while len(answers) < len(bodies):

@@ -781,7 +781,7 @@ def test_many_at_once_each_get_their_own_answer(service: Service, up: bool) -> N
     else:
         records = [block.decode(r.payload) for r in service.queue.read(1 << 20)]
         assert {f"m{n}" for n in range(60)} == {sensor for batch in records for sensor in batch.sensors}
-        assert 60 == len({batch.received for batch in records})
+        assert len(records) == len({batch.received for batch in records})
     assert 60 == service.metric("fieldring_points_total", durability="stored" if up else "spooled")
 
 

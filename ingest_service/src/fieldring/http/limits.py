@@ -53,6 +53,8 @@ class ByteBudget:
 class Reservation:
     """What one request holds of the budget; given back when the context ends."""
 
+    __slots__ = ("_budget", "size")
+
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
         self.size = 0
@@ -86,28 +88,26 @@ class Reservation:
 
 
 class Places:
-    """A bounded number of places, for what would otherwise queue without end. Thread-safe."""
+    """A bounded number of places, for what would otherwise queue without end.
+
+    For one event loop, so without a lock; any thread may read ``taken``.
+    """
+
+    __slots__ = ("_full", "taken", "total")
 
     def __init__(self, total: int, *, full: str) -> None:
         self.total = total
         self._full = full
-        self._taken = 0
-        self._lock = threading.Lock()
-
-    @property
-    def taken(self) -> int:
-        return self._taken
+        self.taken = 0
 
     def take(self) -> None:
         """Raises BudgetExceeded: every place is taken."""
-        with self._lock:
-            if self._taken >= self.total:
-                raise BudgetExceeded(f"{self._full}: retry shortly")
-            self._taken += 1
+        if self.taken >= self.total:
+            raise BudgetExceeded(f"{self._full}: retry shortly")
+        self.taken += 1
 
     def give_back(self) -> None:
-        with self._lock:
-            self._taken -= 1
+        self.taken -= 1
 
     def __enter__(self) -> None:
         self.take()

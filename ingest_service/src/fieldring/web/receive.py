@@ -146,6 +146,15 @@ class _Joined:
     batch: Batch
 
 
+@dataclass(slots=True)
+class _WholeWrite(_Work):
+    """One that ``write_whole`` was handed."""
+
+    path: str = ""
+    started: float = 0.0
+    answered: Answered = lambda _: None
+
+
 def _settle(outcome: asyncio.Future[_Outcome], work: _Work) -> None:
     if outcome.done():  # its request was cancelled
         return
@@ -266,15 +275,15 @@ class Receive(Probes):
         precision = request.query.get("precision") or "ns"
         return await self._write(
             request,
-            self._line_decoder(precision),
+            functools.partial(self._decode_lines, precision),
             spooled_status=spooled_status,
             piece_bytes=PIECE_BYTES,
             check=lambda _: line_protocol.check_precision(precision),
         )
 
-    def _line_decoder(self, precision: str) -> Callable[[bytes], Iterator[Decoded]]:
-        return functools.partial(
-            line_protocol.decode_in_pieces,
+    def _decode_lines(self, precision: str, body: bytes) -> Iterator[Decoded]:
+        return line_protocol.decode_in_pieces(
+            body,
             precision=precision,
             now_ms=self._acceptor.now_ms(),
             series_tags=self._settings.series_tags,
@@ -402,32 +411,20 @@ class Receive(Probes):
                 return self._answer_to(await outcome, spooled_status=spooled_status)
 
     def write_whole(
-        self, path: str, query: bytes, headers: Mapping[bytes, bytes], body: bytes, answered: Answered
+        self,
+        path: str,
+        query: bytes,
+        headers: Mapping[bytes, bytes],
+        body: bytes,
+        answered: Answered,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         """A write of lines that has come whole, at most ``TOGETHER_BYTES`` and not packed, without a task.
 
         What ``__call__`` does with the same request, for a third of the time that tasks and messages take.
-        ``path`` is one of ``WHOLE_WRITES``. ``answered`` is called once, on the event loop that this is
-        called on.
+        ``path`` is one of ``WHOLE_WRITES``. Called on ``loop``, as ``answered`` is, once.
         """
         started = time.perf_counter()
-
-        def answer(made: Answer) -> None:
-            self.note_answer("POST", path, made.status, time.perf_counter() - started)
-            answered(made)
-
-        taken: list[Places] = []
-        reservation = self._budget.reserve()
-
-        def done(work: _Work) -> None:
-            for places in taken:
-                places.give_back()
-            reservation.release()
-            if work.error is None:
-                answer(self._answer_to(work.outcome, spooled_status=WHOLE_WRITES[path]))
-            else:
-                answer(self.failure("POST", path, work.error))
-
         try:
             words = query_of(query)
             identity = self.tokens.authenticate(
@@ -437,18 +434,46 @@ class Receive(Probes):
             precision = words.get("precision") or "ns"
             line_protocol.check_precision(precision)
             self._quotas.check(identity)
-            for places in (self._requests, self._commits):
-                places.take()
-                taken.append(places)
-            reservation.take(len(body))
+            reservation = self._places_for(len(body))
         except Exception as error:  # noqa: BLE001 - answered as every other
-            for places in taken:
-                places.give_back()
-            answer(self.failure("POST", path, error))
+            self._answer_whole(path, started, answered, self.failure("POST", path, error))
             return
-        decode = self._line_decoder(precision)
-        work = _Work(identity, [body], "", decode, PIECE_BYTES, reservation, done, precision=precision)
-        self._gather(work, asyncio.get_running_loop())
+        decode = functools.partial(self._decode_lines, precision)
+        work = _WholeWrite(identity, [body], "", decode, PIECE_BYTES, reservation, self._settle_whole)
+        work.precision, work.path, work.started, work.answered = precision, path, started, answered
+        self._gather(work, loop)
+
+    def _places_for(self, size: int) -> Reservation:
+        """A place among the requests and one among the commits, and ``size`` bytes; all of them or none."""
+        reservation = self._budget.reserve()
+        self._requests.take()
+        try:
+            self._commits.take()
+            try:
+                reservation.take(size)
+            except BaseException:
+                self._commits.give_back()
+                raise
+        except BaseException:
+            self._requests.give_back()
+            raise
+        return reservation
+
+    def _settle_whole(self, work: _Work) -> None:
+        assert isinstance(work, _WholeWrite)
+        self._commits.give_back()
+        self._requests.give_back()
+        work.reservation.release()
+        path = work.path
+        if work.error is None:
+            made = self._answer_to(work.outcome, spooled_status=WHOLE_WRITES[path])
+        else:
+            made = self.failure("POST", path, work.error)
+        self._answer_whole(path, work.started, work.answered, made)
+
+    def _answer_whole(self, path: str, started: float, answered: Answered, made: Answer) -> None:
+        self.note_answer("POST", path, made.status, time.perf_counter() - started)
+        answered(made)
 
     def _gather(self, work: _Work, loop: asyncio.AbstractEventLoop) -> None:
         self._gathered.append(work)
@@ -715,6 +740,8 @@ class Receive(Probes):
 
     @staticmethod
     def _answer_to(outcome: _Outcome, *, spooled_status: int) -> Answer:
+        if outcome.kept and not outcome.collapsed and not outcome.errors:
+            return _PLAIN[outcome.spooled, spooled_status]
         headers: list[tuple[bytes, bytes]] = []
         if outcome.kept:
             headers.append((b"fieldring-durability", outcome.durability.encode()))
@@ -765,6 +792,15 @@ class Receive(Probes):
     def readiness(self) -> Mapping[str, Any]:
         return {"durability": (SPOOLED if self._acceptor.store_failing else STORED) if self.ready() else None}
 
+
+_PLAIN = {
+    (spooled, status): Answer(
+        status if spooled else 204, ((b"fieldring-durability", (SPOOLED if spooled else STORED).encode()),)
+    )
+    for spooled in (False, True)
+    for status in (202, 204)
+}
+"""Answers to what was kept whole: made once, as most are these."""
 
 # Up to 18 digits: the store's numbers have 63 bits.
 _SOURCE = re.compile(r"([^;=,\s]{1,100});epoch=([0-9]{1,19});seq=([0-9]{1,18});count=([0-9]{1,9})")

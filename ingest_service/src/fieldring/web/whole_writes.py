@@ -8,6 +8,7 @@ Everything else goes uvicorn's way.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -40,6 +41,7 @@ class TakesWholeWrites(Protocol):
         headers: Mapping[bytes, bytes],
         body: bytes,
         answered: Callable[[Answer], None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None: ...
 
 
@@ -261,7 +263,7 @@ class WholeWriteProtocol(HttpToolsProtocol):
     def _take(self, head: _Head, body: bytes, *, keep_alive: bool) -> None:
         cycle = _Cycle(self, keep_alive=keep_alive)
         self.cycle = cast(Any, cycle)
-        self._taker.write_whole(head.path, head.query, head.headers, body, cycle.answer)
+        self._taker.write_whole(head.path, head.query, head.headers, body, cycle.answer, self.loop)
 
     def _free(self) -> bool:
         """Whether an answer could be sent at once."""
