@@ -4,6 +4,8 @@
 
 Processor time of this thread is measured, not time on the wall, and the best of many short rounds of both in
 turn is taken: so a machine that does other things meanwhile still gives a usable ratio.
+
+`receive` decodes small writes that come together as one body: "16 together" is that, with the joining.
 """
 
 from __future__ import annotations
@@ -13,18 +15,19 @@ import gc
 import time
 from collections.abc import Callable
 
-from fieldring.wire import block, line_protocol
+from fieldring.wire import Decoded, block, line_protocol
 from workload import bodies, rate, table
 
 NOW_S = 1_700_000_000
+TOGETHER = 16
 
 
-def seconds(work: Callable[[bytes], object], given: list[bytes]) -> float:
+def seconds(work: Callable[[list[bytes]], object], given: list[list[bytes]]) -> float:
     """Processor time per body."""
     began = time.thread_time()
-    for body in given:
-        work(body)
-    return (time.thread_time() - began) / len(given)
+    for bodies_of_one in given:
+        work(bodies_of_one)
+    return (time.thread_time() - began) / sum(map(len, given))
 
 
 def main() -> None:
@@ -38,29 +41,38 @@ def main() -> None:
         print("line-protocol-parser is not here (pip install -r bench/requirements.txt): no reference")
         parse_line = None
 
-    def ours(body: bytes) -> object:
+    def ours(given: list[bytes]) -> Decoded:
+        body = given[0] if len(given) == 1 else b"\n".join([body.removesuffix(b"\n") for body in given])
         return line_protocol.decode(body, now_ms=NOW_S * 1_000)
 
-    def spooled(body: bytes) -> object:
-        return block.encode(line_protocol.decode(body, now_ms=NOW_S * 1_000).batch)
+    def spooled(given: list[bytes]) -> object:
+        return block.encode(ours(given).batch)
 
-    def reference(body: bytes) -> object:
-        return [parse_line(line) for line in body.decode().splitlines()]
+    def reference(given: list[bytes]) -> object:
+        return [parse_line(line) for line in given[0].decode().splitlines()]
 
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)  # as `receive` runs
     rows = []
     for points in arguments.points:
-        given = bodies(points, count=max(1, 2_000 // points), start_s=NOW_S)
-        contestants = {"ours": ours, "ours and its block": spooled}
+        given = bodies(points, count=max(TOGETHER, 2_000 // points), start_s=NOW_S)
+        single = [[body] for body in given]
+        groups = [given[i : i + TOGETHER] for i in range(0, len(given), TOGETHER)]
+        contestants: dict[str, tuple[Callable[[list[bytes]], object], list[list[bytes]]]] = {
+            "ours": (ours, single),
+            "ours and its block": (spooled, single),
+            "ours, 16 together": (ours, groups),
+            "ours and its block, 16 together": (spooled, groups),
+        }
         if parse_line is not None:
-            contestants["line-protocol-parser"] = reference
+            contestants["line-protocol-parser"] = (reference, single)
         best = dict.fromkeys(contestants, float("inf"))
-        assert sum(len(line_protocol.decode(b, now_ms=1).batch) for b in given) == points * len(given)
+        for many in (single, groups):
+            assert sum(len(ours(each).batch) for each in many) == points * len(given)
         for _ in range(arguments.rounds):
-            for name, work in contestants.items():
-                best[name] = min(best[name], seconds(work, given))
+            for name, (work, units) in contestants.items():
+                best[name] = min(best[name], seconds(work, units))
         base = best.get("line-protocol-parser")
         for name, took in best.items():
             ratio = f"{base / took:.2f}" if base else "-"
