@@ -213,6 +213,8 @@ def run_serve(settings: Settings) -> int:
     from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
     from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
+    from fieldring.web.worker import ServeWorker
+
     book = tokens(settings)
 
     class Log(Logger):  # type: ignore[misc]
@@ -226,7 +228,7 @@ def run_serve(settings: Settings) -> int:
         def load_config(self) -> None:
             self.cfg.set("bind", f"{settings.listen_host}:{settings.listen_port}")
             self.cfg.set("workers", 1)
-            self.cfg.set("worker_class", "gthread")
+            self.cfg.set("worker_class", ServeWorker)
             self.cfg.set("threads", settings.serve_threads)
             self.cfg.set("timeout", 0)
             self.cfg.set("graceful_timeout", 20)

@@ -8,6 +8,7 @@ import json
 import math
 import random
 import re
+import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -380,3 +381,25 @@ def test_a_slow_reader_does_not_hold_up_others(serving: Serving, store: SqliteSt
         began = time.monotonic()
         assert serving.http.get("/v1/sensors").status_code == 200
         assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"junk\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", 400),
+        (b"GET / HTTP/7.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nLong: " + b"x" * 9_000 + b"\r\n\r\n", 431),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: br\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nExpect: the-unexpected\r\nContent-Length: 1\r\n\r\n", 417),
+    ],
+)  # fmt: skip
+def test_what_is_no_http_is_answered_in_the_one_shape(serving: Serving, sent: bytes, status: int) -> None:
+    """And ends the connection."""
+    with socket.create_connection(("127.0.0.1", serving.port), timeout=10) as client:
+        client.sendall(sent)
+        answer = b"".join(iter(lambda: client.recv(65_536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert f"HTTP/1.1 {status} ".encode() == head[:13]
+    assert b"application/json" in head
+    assert ERROR_KEYS == set(json.loads(body))

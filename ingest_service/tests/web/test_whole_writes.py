@@ -213,6 +213,23 @@ def test_one_that_breaks_off_is_no_write(service: Service) -> None:
     assert service.points("kept")
 
 
+@pytest.mark.parametrize("encoding", [b"", b"identity"])
+def test_who_sends_no_more_is_answered_all_the_same(service: Service, encoding: bytes) -> None:
+    """A client may close its side behind the request; one that does so within it has gone."""
+    service.store.gate.clear()
+    with connected(service) as client, connected(service) as gone:
+        client.sendall(request(LINE % (b"a", T), Content_Encoding=encoding))
+        gone.sendall(request(LINE % (b"b", T), Content_Encoding=encoding)[:-1])
+        for each in (client, gone):
+            each.shutdown(socket.SHUT_WR)
+        assert gone.recv(1) == b""
+        service.store.gate.set()
+        assert read_answer(client)[0] == 204
+        assert client.recv(1) == b""
+    assert service.points("a") == [(T, "no2", 1.0)]
+    wait_until(lambda: service.metric("fieldring_requests_under_way") == 0)
+
+
 def test_a_defect_is_answered_500(shared: Service, taken: list[str]) -> None:
     """Without its inside, and the next request is served."""
     shared.store.defect = True

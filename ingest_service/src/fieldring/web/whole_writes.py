@@ -206,6 +206,14 @@ class WholeWriteProtocol(HttpToolsProtocol):
         self._held = None
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Who says that nothing more comes, once its request is here whole, still waits for the answer."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body or self.pipeline:
+            return False
+        cycle.keep_alive = False
+        return True
+
     def on_message_begin(self) -> None:
         self._between = False
         super().on_message_begin()
