@@ -208,7 +208,25 @@ class TestJoined:
     def test_stopped(self) -> None:
         """CN-115: what stopped it is not known here."""
         states = {p["name"]: state("used", active=p["name"] != "ring1") for p in PEERS}
-        assert refused(judge(states=states, record=self.ALL)) == ["CN-115"]
+        verdict = judge(states=states, record=self.ALL)
+        assert verdict["stopped"].startswith(
+            "ring1 has joined its ring but cassandra.service is not running."
+        )
+        assert (refused(verdict), verdict["joined"]) == ([], True)
+        assert judge("ring2", states=states, record=self.ALL)["stopped"] == ""
+
+    @pytest.mark.parametrize("active", [True, False])
+    def test_data_of_a_node_that_has_left(self, active: bool) -> None:
+        """CN-129: it holds another node's tokens, and would be told to start, or taken for a member."""
+        states = {p["name"]: state("used", active=active) for p in PEERS}
+        assert refused(judge(states=states, record=record("ring2", "ring3"))) == ["CN-129"]
+
+    def test_node_whose_first_start_was_interrupted(self) -> None:
+        """The near miss: others are on record already, and it goes on."""
+        states = {p["name"]: state("used") for p in PEERS}
+        states["ring1"] = state("used", first_start={"plan": TOKENS})
+        verdict = judge(states=states, record=record("ring2", "ring3"))
+        assert (refused(verdict), verdict["joined"], verdict["finish"]) == ([], True, True)
 
     def test_peer_is_silent(self) -> None:
         """CN-110, but a peer that answers needs no visit."""

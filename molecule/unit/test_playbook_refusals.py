@@ -53,6 +53,31 @@ def test_root_on_the_hosts_alone_is_no_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.playbook
+@pytest.mark.parametrize(
+    ("playbook", "other"),
+    [
+        ("deploy_cassandra.yml", "ingest1"),
+        ("deploy_ingest.yml", "ring1"),
+        ("deploy_gateways.yml", "ring1"),
+        ("deploy_monitoring.yml", "ring1"),
+    ],
+)
+def test_a_limit_that_leaves_nothing_to_do_is_refused(playbook: str, other: str, tmp_path: Path) -> None:
+    """CO-102: it would end well."""
+    said = run(tmp_path, playbook, "--limit", other)
+    assert not said.startswith("status 0 ")
+    assert "CO-102: this playbook is for the hosts of the group" in said
+
+
+@pytest.mark.playbook
+def test_the_whole_site_may_be_limited_to_one_part(tmp_path: Path) -> None:
+    """The near miss: the first refusal is a later one, of a part that is there."""
+    said = run(tmp_path, "site.yml", "--limit", "ring1:ring2", "-e", '{"cassandra_node_schema": []}')
+    assert "CO-102:" not in said
+    assert "CN-122:" in said
+
+
+@pytest.mark.playbook
 def test_a_rotation_of_certificates_covers_the_whole_site(tmp_path: Path) -> None:
     """CA-106: a gateway that is left out would be cut off; a ring node that is declared absent may be."""
     absent = {"cassandra_node_absent_hosts": ["ring2", "gateway1"]}

@@ -20,6 +20,7 @@ def value(file: str, name: str, **facts: Any) -> Any:
     """What playbooks/vars/`file` gives `name` where `facts` hold."""
     environment = NativeEnvironment()
     environment.filters["combine"] = lambda one, other: {**one, **other}
+    environment.filters["difference"] = lambda one, other: [name for name in one if name not in other]
     return environment.from_string(load(ROOT / "playbooks" / "vars" / file)[name]).render(facts)
 
 
@@ -53,3 +54,14 @@ def test_ingest_hosts_are_reached_by_their_own_port_and_any_address() -> None:
         "gateways.yml", "sensor_gateway_upstream_urls", groups={"ingest": list(hostvars)}, hostvars=hostvars
     )
     assert ["https://192.0.2.21", "https://192.0.2.22:8443", "https://[2001:db8::21]:443"] == found
+
+
+def test_a_ring_node_that_is_declared_absent_is_not_asked_for_its_certificate() -> None:
+    """It would not answer, and the rotation would stop as if it did not trust."""
+    hostvars = {name: {"host_address": f"192.0.2.1{n}"} for n, name in enumerate(("a", "b"), 1)}
+    facts = {"groups": {"cassandra": ["a", "b"]}, "hostvars": hostvars, "inventory_hostname": "a"}
+    facts |= {"host_address": "192.0.2.11"}
+    found = value("certificates.yml", "site_ca_prove_endpoints", **facts)
+    assert ["a for nodes", "a for clients", "b for nodes", "b for clients"] == [e["name"] for e in found[:4]]
+    found = value("certificates.yml", "site_ca_prove_endpoints", **facts, cassandra_node_absent_hosts=["b"])
+    assert ["a for nodes", "a for clients", "node exporter"] == [entry["name"] for entry in found]

@@ -378,11 +378,17 @@ def test_quorum_outlives_a_killed_node_and_the_unit_comes_back() -> None:
 
 
 def test_stopped_node_and_empty_disk_are_refused() -> None:
-    """CN-115: a joined node that was stopped is not started. CN-112: nor is one whose disk is empty."""
+    """CN-115: a joined node that was stopped is not started. CN-112: nor is one whose disk is empty.
+
+    Its files can be rendered meanwhile: that is the way back from a setting with which it does not start.
+    """
     host = node(THIRD)
+    conf = "/etc/cassandra/cassandra.yaml"
     host.check_output("systemctl stop cassandra")
+    host.check_output("sed -i 's/^max_hint_window: .*/max_hint_window: nonsense/' %s", conf)
     try:
         stopped = play("--tags", "cassandra_node_preflight")
+        rendered = play("--tags", "cassandra_node_configure")
         host.check_output("mv /var/lib/cassandra /var/lib/cassandra.aside")
         empty = play("--tags", "cassandra_node_preflight")
     finally:
@@ -393,6 +399,8 @@ def test_stopped_node_and_empty_disk_are_refused() -> None:
         host.run("systemctl start cassandra")
     assert stopped.returncode != 0
     assert "CN-115" in told(stopped)
+    assert rendered.returncode == 0, told(rendered)[-3000:]
+    assert "nonsense" not in host.file(conf).content_string
     assert empty.returncode != 0
     assert "CN-112" in told(empty)
     assert "replace_cassandra_node" in told(empty)

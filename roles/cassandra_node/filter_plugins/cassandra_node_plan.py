@@ -85,6 +85,7 @@ def plan(
     `states` maps each peer to what cassandra_node_state returned on it in this run, None where it did
     not run. `record` is the controller's record of the ring, empty where there is none. `joining`
     says how those hosts join that a gated playbook lets in. On a host that is `absent` nothing is done.
+    `stopped` says why a node that has joined is not to be started here, though its files may be rendered.
     """
     absent, joining = absent or [], joining or {}
     expected = [peer for peer in peers if peer["name"] not in absent]
@@ -98,6 +99,7 @@ def plan(
         "first_start": False,
         "joined": False,
         "finish": False,
+        "stopped": "",
         "join": "",
         "tokens": [],
         "seeds": seeds(members or expected, int(wanted["seeds_per_dc"])),
@@ -142,6 +144,15 @@ def plan(
             "only while the "
             "ring holds no data, stop cassandra and empty /var/lib/cassandra and /etc/cassandra on every "
             "node of it."
+        )
+        return verdict
+
+    if mine["data"] == "used" and recorded and name not in recorded and not begun:
+        refusals["CN-129"] = (
+            f"{name} has data, but the record of its ring ({wanted['record_file']}) does not know it: it was "
+            "removed or replaced, and another node may hold its tokens. Never start it with this disk: take "
+            "it out of the inventory, or empty its disk and let it join anew. If the record is the one that "
+            "is wrong, restore it."
         )
         return verdict
 
@@ -217,7 +228,7 @@ def _plan_joined(
             "it anew."
         )
     elif not mine["active"]:
-        verdict["refusals"]["CN-115"] = (
+        verdict["stopped"] = (
             f"{name} has joined its ring but cassandra.service is not running. This run does not start it, "
             "since what "
             "stopped it is not known: see journalctl -u cassandra, then start it (systemctl start "
