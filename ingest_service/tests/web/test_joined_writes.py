@@ -136,6 +136,60 @@ def test_one_of_another_kind_is_answered_as_alone(
         alone.close()
 
 
+def test_as_many_as_can_be_are_all_answered(service: Service) -> None:
+    """As long as a piece together, and longer with the line ends that joining puts between them."""
+    bodies = []
+    for n in range(64):
+        rows = b"\n".join(line("a", i, T + n * 1_000 + i) for i in range(200))
+        first = line(
+            "b", 1, T + n, ",pad=" + "x" * (8_192 - len(rows) - 1 - len(line("b", 1, T + n, ",pad=")))
+        )
+        bodies.append(first + b"\n" + rows)
+    assert {8_192} == set(map(len, bodies))
+    assert {answer.status for answer in together(service, *bodies)} == {204}
+    service.store.up = False
+    # The spool of these tests has no room for all.
+    assert {answer.status for answer in together(service, *bodies)} <= {204, 503}
+    assert service.metric("fieldring_request_bytes") == 0
+    assert service.metric("fieldring_commits_under_way") == 0
+
+
+def test_a_defect_leaves_nobody_without_an_answer(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in a commit, and the next writes are taken."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    for up in (True, False):
+        service.store.up = up
+        one_by_one(service, line("a", 0, T - 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(service.receive, "_record", broken)
+            answers = together(service, line("a", 1), line("a", 2, T + 1))
+            assert {answer.status for answer in answers} == {500}
+        assert [answer.status for answer in together(service, line("a", 3), line("b", 4))] == [204, 204]
+    assert service.metric("fieldring_requests_under_way") == 0
+
+
+def test_each_change_of_an_attribute_is_recorded(service: Service) -> None:
+    """Also where both came in one turn; the same attribute twice is no change."""
+    one_by_one(service, line("a", 0, T - 1, ",site=old"), line("a", 0, T - 2, ",site=new"))
+    together(service, line("b", 1, T, ",site=old"), line("b", 2, T + 1, ",site=new"))
+    changes = [(name, value) for _, name, value in service.store.attribute_changes("b")]
+    assert changes == [("site", "old"), ("site", "new")]
+
+
+def test_what_has_no_time_has_that_of_its_own_arrival(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the request it is stored with, nor that of the thread which decodes it."""
+    ticks = itertools.count(T, 100)
+    monkeypatch.setattr(service.receive._acceptor, "now_ms", lambda: next(ticks))
+    together(service, b"no2,sensor=a value=1", b"no2,sensor=b value=2", b"no2,sensor=c value=3")
+    times = [service.points(sensor)[0][0] for sensor in "abc"]
+    assert [time_ms - times[0] for time_ms in times] == [0, 100, 200]
+
+
 def test_sensors_that_are_not_the_tokens_own(service: Service) -> None:
     answers = together(service, line("north-1", 1), line("south", 2), line("hut", 3), token="limited")
     assert [answer.status for answer in answers] == [204, 403, 204]
@@ -215,8 +269,10 @@ def test_any_bodies_are_answered_as_alone(pair: tuple[Service, Service], bodies:
     for sensor in {info.sensor for service in pair for info in service.store.sensors()}:
         if sensor.startswith(example[7:].decode()):
             assert joined.points(sensor) == alone.points(sensor)
-            attributes = [service.store.sensor(sensor) for service in pair]
-            assert attributes[0] == attributes[1]
+            known = [service.store.sensor(sensor) for service in pair]
+            assert known[0] == known[1]
+            changes = [[c[1:] for c in service.store.attribute_changes(sensor)] for service in pair]
+            assert changes[0] == changes[1]
 
 
 _examples = (f"e{n}-" for n in itertools.count())

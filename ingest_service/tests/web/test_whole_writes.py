@@ -213,6 +213,17 @@ def test_one_that_breaks_off_is_no_write(service: Service) -> None:
     assert service.points("kept")
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_junk_behind_requests_takes_nobodys_answer(service: Service, count: int) -> None:
+    """They were kept, and are told so; then the connection ends."""
+    with connected(service) as client:
+        client.sendall(b"".join(request(LINE % (b"a", T + n)) for n in range(count)) + b"\0\0\0\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(65_536), b""))
+    assert answer.count(b"HTTP/1.1 204 ") == count
+    assert answer.count(b"HTTP/1.1 ") == count
+    assert len(service.points("a")) == count
+
+
 @pytest.mark.parametrize("encoding", [b"", b"identity"])
 def test_who_sends_no_more_is_answered_all_the_same(service: Service, encoding: bytes) -> None:
     """A client may close its side behind the request; one that does so within it has gone."""

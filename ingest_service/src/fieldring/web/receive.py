@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ from fieldring.http.errors import MAX_REPORTED_LINES, refused_lines
 from fieldring.http.limits import ByteBudget, Places, Reservation, unpack, unpack_snappy
 from fieldring.http.quota import Quotas
 from fieldring.http.tokens import Identity, TokenBook, presented_token
-from fieldring.model import Batch
+from fieldring.model import Batch, PackedBatch
 from fieldring.settings import Settings
 from fieldring.web.arrivals import ArrivalBook
 from fieldring.web.probes import (
@@ -80,6 +81,8 @@ _ON_LOOP_BYTES = 131_072
 
 _TOGETHER_MAX = 64
 
+_log = logging.getLogger(__name__)
+
 _MAX_EPOCH = (1 << 63) - 1
 _INFLUX_VERSION = "1.8.10-fieldring"
 
@@ -116,6 +119,10 @@ class _Outcome:
         return SPOOLED if self.spooled else STORED
 
 
+_Decode = Callable[[bytes, int], Iterator[Decoded]]
+"""Of a body, and of the time in ms for what has none."""
+
+
 @dataclass(slots=True)
 class _Work:
     """One request on its way to its outcome."""
@@ -123,7 +130,9 @@ class _Work:
     identity: Identity
     parts: list[bytes]
     encoding: str
-    decode: Callable[[bytes], Iterator[Decoded]]
+    decode: _Decode
+    now_ms: int
+    """When its body was here whole: the time of what has none."""
     piece_bytes: int | None
     reservation: Reservation
     done: Callable[[_Work], None]
@@ -281,20 +290,19 @@ class Receive(Probes):
             check=lambda _: line_protocol.check_precision(precision),
         )
 
-    def _decode_lines(self, precision: str, body: bytes) -> Iterator[Decoded]:
+    def _decode_lines(self, precision: str, body: bytes, now_ms: int) -> Iterator[Decoded]:
         return line_protocol.decode_in_pieces(
             body,
             precision=precision,
-            now_ms=self._acceptor.now_ms(),
+            now_ms=now_ms,
             series_tags=self._settings.series_tags,
             piece_bytes=PIECE_BYTES,
         )
 
     async def _write_senml(self, request: Request) -> Answer:
         content_type = request.header(b"content-type")
-        now_ms = self._acceptor.now_ms()
 
-        def decode(body: bytes) -> Iterator[Decoded]:
+        def decode(body: bytes, now_ms: int) -> Iterator[Decoded]:
             yield senml.decode(body, content_type=content_type, now_ms=now_ms)
 
         factor = CBOR_DECODED_FACTOR if senml.is_cbor(content_type) else SENML_DECODED_FACTOR
@@ -302,9 +310,8 @@ class Receive(Probes):
 
     async def _write_sensor_community(self, request: Request) -> Answer:
         device, pin = request.header(b"x-sensor").strip(), request.header(b"x-pin").strip()
-        now_ms = self._acceptor.now_ms()
 
-        def decode(body: bytes) -> Iterator[Decoded]:
+        def decode(body: bytes, now_ms: int) -> Iterator[Decoded]:
             yield sensor_community.decode(body, device=device, pin=pin, now_ms=now_ms)
 
         identity = None
@@ -328,7 +335,7 @@ class Receive(Probes):
         def check(_: Identity) -> None:
             remote_write.check_content_type(request.header(b"content-type"))
 
-        def decode(body: bytes) -> Iterator[Decoded]:
+        def decode(body: bytes, _: int) -> Iterator[Decoded]:
             yield remote_write.decode(body, series_tags=self._settings.series_tags)
 
         try:
@@ -345,7 +352,7 @@ class Receive(Probes):
             if parsed is not None and identity.gateway != parsed.gateway:
                 raise Forbidden(f"token {identity.id!r} is not that of gateway {parsed.gateway!r}")
 
-        def decode(body: bytes) -> Iterator[Decoded]:
+        def decode(body: bytes, _: int) -> Iterator[Decoded]:
             try:
                 yield Decoded(block.decode(body))
             except CorruptionError as error:
@@ -371,7 +378,7 @@ class Receive(Probes):
     async def _write(
         self,
         request: Request,
-        decode: Callable[[bytes], Iterator[Decoded]],
+        decode: _Decode,
         *,
         spooled_status: int,
         piece_bytes: int | None = None,
@@ -396,6 +403,7 @@ class Receive(Probes):
                 parts,
                 encoding,
                 decode,
+                self._acceptor.now_ms(),
                 piece_bytes,
                 reservation,
                 functools.partial(_settle, outcome),
@@ -439,7 +447,16 @@ class Receive(Probes):
             self._answer_whole(path, started, answered, self.failure("POST", path, error))
             return
         decode = functools.partial(self._decode_lines, precision)
-        work = _WholeWrite(identity, [body], "", decode, PIECE_BYTES, reservation, self._settle_whole)
+        work = _WholeWrite(
+            identity,
+            [body],
+            "",
+            decode,
+            self._acceptor.now_ms(),
+            PIECE_BYTES,
+            reservation,
+            self._settle_whole,
+        )
         work.precision, work.path, work.started, work.answered = precision, path, started, answered
         self._gather(work, loop)
 
@@ -503,13 +520,16 @@ class Receive(Probes):
             self._flush(loop)
 
     def _deliver(self, group: list[_Work], loop: asyncio.AbstractEventLoop, spooling: bool) -> None:
-        for work in group:
-            work.done(work)
         if spooling:
             self._spooling = False
             if self._gathered and not self._flush_due:
                 self._flush_due = True
                 loop.call_soon(self._flush, loop)
+        for work in group:
+            try:
+                work.done(work)
+            except Exception:  # noqa: BLE001 - the others have to hear of theirs
+                _log.exception("an answer could not be given")
 
     async def _body(self, request: Request, reservation: Reservation) -> list[bytes]:
         """The body in the parts in which it arrived, within the limits.
@@ -571,8 +591,14 @@ class Receive(Probes):
 
         ``joined``: what ``_decode_together`` made of them, if it has been asked.
         """
-        if joined is None:
-            joined = self._decode_together(group)
+        try:
+            self._keep_together(group, self._decode_together(group) if joined is None else joined)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+            for work in group:
+                work.error = work.error or error
+        loop.call_soon_threadsafe(self._deliver, group, loop, spooling)
+
+    def _keep_together(self, group: list[_Work], joined: list[_Joined]) -> None:
         kept = [(each.works, each.batch) for each in joined]
         kept += [([work], batch) for work in group for batch in work.batches or ()]
         try:
@@ -597,7 +623,6 @@ class Receive(Probes):
                     self._conclude(work)
             except Exception as error:  # noqa: BLE001 - as above
                 work.error = error
-        loop.call_soon_threadsafe(self._deliver, group, loop, spooling)
 
     def _decode_together(self, group: list[_Work]) -> list[_Joined]:
         """Decode all of ``group``, as few bodies as possible; fills ``batches`` of what is not joined."""
@@ -610,7 +635,8 @@ class Receive(Probes):
         for works in alike.values():
             while len(works) > 1:
                 count = size = 0
-                while count < len(works) and (size := size + len(works[count].parts[0])) <= PIECE_BYTES:
+                # One byte more each, for the line end between them.
+                while count < len(works) and (size := size + len(works[count].parts[0]) + 1) <= PIECE_BYTES:
                     count += 1
                 some, works = works[:count], works[count:]
                 if count > 1 and (batch := self._join(some)) is not None:
@@ -624,7 +650,8 @@ class Receive(Probes):
     def _join(self, works: list[_Work]) -> Batch | None:
         """The rows of these bodies as of one; None where one of them may need an answer of its own.
 
-        That is where a line is no row, or where lines of two meet on one key.
+        That is where a line is no row, where lines of two meet on one key or tell another attribute of one
+        sensor, and where they came at different times and have none of their own.
         """
         body = b"\n".join([work.parts[0].removesuffix(b"\n") for work in works])
         if b'"' in body or b"\\" in body:
@@ -635,15 +662,23 @@ class Receive(Probes):
             reservation.take(heap)
         except (Unavailable, TooLarge):
             return None
-        (decoded,) = works[0].decode(body)
+        now_ms = works[0].now_ms
+        (decoded,) = works[0].decode(body, now_ms)
         batch = decoded.batch
         identity = works[0].identity
         if (
             decoded.errors
+            or decoded.attributes_differ
             or batch.collapsed
             or len(batch) != body.count(b"\n") + 1
             or not (identity.sees_all or all(map(identity.allows, batch.names)))
             or not self._acceptor.keeps_whole(batch)
+            # Rows that are arrays have times of their own.
+            or (
+                any([work.now_ms != now_ms for work in works])  # noqa: C419 - a list is faster
+                and not isinstance(batch, PackedBatch)
+                and now_ms in batch.times_ms
+            )
         ):
             reservation.give_back(heap)
             return None
@@ -687,7 +722,7 @@ class Receive(Probes):
         if len(body) + heap > self._budget.total:
             raise TooLarge(f"a body of {len(body)} bytes in this format is too large: send it in parts")
         work.reservation.take(heap)
-        return work.decode(body)
+        return work.decode(body, work.now_ms)
 
     @staticmethod
     def _conclude(work: _Work) -> None:

@@ -193,7 +193,15 @@ class WholeWriteProtocol(HttpToolsProtocol):
                     super().on_body(part)
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is answered in the one shape of errors too."""
+        """What is no HTTP is answered in the one shape of errors too.
+
+        Behind a whole request it only ends the connection: what was sent before may be kept already, and its
+        answer is the one that the client waits for.
+        """
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False
+            return
         made = error_to_answer(InvalidRequest(f"not a valid HTTP request: {msg}"))
         content = [STATUS_LINE[400]]
         for name, value in (*self.server_state.default_headers, *made.headers):

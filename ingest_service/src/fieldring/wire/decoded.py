@@ -27,6 +27,8 @@ class Decoded:
     """Values that are no measurement and no mistake of the sender's either, by reason: only counted."""
     more_errors: int = 0
     """Refused lines beyond those in ``errors``."""
+    attributes_differ: bool = False
+    """Whether an attribute of a sensor came with more than one value: ``batch`` holds the last one."""
 
 
 def has_repeats(batch: Batch) -> bool:

@@ -258,16 +258,21 @@ class _Decoder:
         repeats = columns is None and has_repeats(batch)
         if repeats:
             batch = self._refuse_ambiguous()
+        differ = False
         for series in reversed(dict.fromkeys(reversed(self._owners))) if self._attributed else ():
             if series.attributes:
-                batch.attributes.setdefault(series.sensor, {}).update(series.attributes)
+                known = batch.attributes.setdefault(series.sensor, {})
+                differ = differ or any(
+                    known.get(name, value) != value for name, value in series.attributes.items()
+                )
+                known.update(series.attributes)
         if columns is not None:
             batch = PackedBatch(columns, attributes=batch.attributes)
         self._errors.sort(key=lambda error: error.line)
         self._learnt.charged += self._names.charged
         if self._learnt.charged > _MAX_LEARNT_CHARACTERS:
             _learnt.pop(self._learnt_key, None)
-        return Decoded(collapse(batch) if repeats else batch, tuple(self._errors))
+        return Decoded(collapse(batch) if repeats else batch, tuple(self._errors), attributes_differ=differ)
 
     def _packed(self) -> Columns | None:
         """All rows, if each could be taken as arrays and none repeats a key."""
