@@ -90,6 +90,9 @@ class RingUnderTest:
         self.contacts = contacts
         # {name: variables} that a host of the inventory has of its own.
         self.host_vars: dict[str, dict[str, str]] = {}
+        # What the inventory says by now: tests change it as an operator edits the vault.
+        self.variables: dict[str, Any] = {}
+        self.login = {"user": "fieldring_ingest", "password": "molecule-ingest-1"}
         self.ephemeral = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
 
     def record(self) -> dict[str, Any]:
@@ -128,6 +131,8 @@ class RingUnderTest:
             if known.exists() and not (inventory / folder).exists():
                 (inventory / folder).symlink_to(known)
         hosts = {"cassandra": {"hosts": {name: self.host_vars.get(name, {}) for name in members}}}
+        # Groups of the inventory contract that a ring alone has no hosts for.
+        hosts |= {group: {"hosts": {}} for group in ("ingest", "gateways", "monitor")}
         if clients:
             client = {"ingest_container_cassandra_local_dc": clients}
             hosts["ingest"] = {"hosts": {"client": client}}
@@ -145,7 +150,7 @@ class RingUnderTest:
                 "--inventory",
                 str(inventory / "members.yml"),
                 "--extra-vars",
-                json.dumps(variables),
+                json.dumps({**self.variables, **variables}),
                 *arguments,
                 str(PROJECT / "playbooks" / playbook),
             ],
@@ -189,8 +194,7 @@ class RingUnderTest:
         return RingTraffic(
             contacts=contacts,
             ca=self.ephemeral / "ca/ca.pem",
-            user="fieldring_ingest",
-            password="molecule-ingest-1",
+            **self.login,
             keyspace="fieldring",
             ledger=self.ephemeral / "ledger",
             dc=dc,

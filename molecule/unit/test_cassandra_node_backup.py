@@ -243,10 +243,10 @@ def test_a_damaged_manifest_hides_no_other_backup(tmp_path: Path, monkeypatch: p
         f"*'dump a1'*) echo 'Fatal: ciphertext verification failed' >&2; exit 1 ;;\n"
         f'*) echo \'{{"backup": "20261102T010000Z"}}\' ;;\nesac\n'
     )
-    unreadable: list[str] = []
+    unreadable: dict[str, str] = {}
     assert [{"backup": "20261102T010000Z"}] == storage.ring_manifests(unreadable)
-    assert len(unreadable) == 1
-    assert f"the ring manifest of {NAME} cannot be read there" in unreadable[0]
+    assert [NAME] == list(unreadable)
+    assert f"the ring manifest of {NAME} cannot be read there" in unreadable[NAME]
     with pytest.raises(backup.BackupError, match="ciphertext"):
         storage.ring_manifests()
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,18 @@ pytestmark = pytest.mark.timeout(900)
 THREE = (FIRST, SECOND, THIRD)
 FOUR = (*THREE, SPARE)
 TWO_CENTRES = (*THREE, ELSEWHERE)
+
+
+def test_every_node_is_upgraded() -> None:
+    """5.0.8 to 5.0.9, one after the other; a second run changes nothing, and another series is refused."""
+    RING.variables["cassandra_node_version"] = "5.0.9"
+    with RING.traffic("upgrade, 3 nodes"):
+        done = RING.play("upgrade_cassandra.yml", members=THREE).succeeded()
+    assert "changed forward to 5.0.9" in done.told
+    for name in THREE:
+        assert "ReleaseVersion: 5.0.9" in node(name).check_output("nodetool version")
+    assert RING.play("upgrade_cassandra.yml", members=THREE).succeeded().changed() == 0
+    RING.play("upgrade_cassandra.yml", members=THREE, cassandra_node_version="5.1.0").refused("CN-224")
 
 
 def test_backup_and_one_table_of_it_back() -> None:
@@ -101,6 +116,33 @@ def test_node_leaves() -> None:
     RING.play("remove_cassandra_node.yml", members=THREE, cassandra_node_subject=THIRD).refused("CN-308")
 
 
+def test_leaves_are_renewed() -> None:
+    """A node serves another certificate than before, and no request fails."""
+    before = ssl.get_server_certificate((ADDRESSES[SECOND], 9042))
+    with RING.traffic("renew leaves"):
+        RING.play("rotate_certificates.yml", members=THREE, rotate_certificates_older_than_days=0).succeeded()
+    assert ssl.get_server_certificate((ADDRESSES[SECOND], 9042)) != before
+
+
+def test_credentials_are_rotated() -> None:
+    """Superuser and account; the old account goes when its last client has gone, and no secret is printed."""
+    account = {"name": "fieldring_ingest_2", "password": "molecule-ingest-2", "keyspaces": ["fieldring"]}
+    RING.variables |= {
+        "vault_cassandra_superuser_password": "molecule-superuser-2",
+        "cassandra_node_superuser_previous": "fieldring_admin",
+        "cassandra_node_superuser_previous_password": "molecule-superuser-1",
+        "cassandra_node_accounts": [account],
+        "cassandra_node_retired_accounts": ["fieldring_ingest"],
+        "cassandra_node_retire_wait_seconds": 5,
+    }
+    with RING.traffic("rotate credentials, with the account before"):
+        said = RING.play("rotate_credentials.yml", members=THREE).refused("CN-172").output
+    RING.login = {"user": "fieldring_ingest_2", "password": "molecule-ingest-2"}
+    with RING.traffic("rotate credentials, with the account of now"):
+        said += RING.play("rotate_credentials.yml", members=THREE).succeeded().output
+    assert not re.search(r"molecule-(superuser|ingest)-\d", said)
+
+
 def test_data_centre_comes_and_goes() -> None:
     """Its node has every row that was written before it was there; afterwards nobody names it."""
     copies = [{"name": "fieldring", "replication": {"dc1": 3, "dc2": 1}}]
@@ -115,3 +157,35 @@ def test_data_centre_comes_and_goes() -> None:
     assert ADDRESSES[ELSEWHERE] not in node(FIRST).check_output("nodetool describering system_auth")
     done = RING.play("remove_datacenter.yml", **subject).succeeded()
     assert done.changed() == 0, done.output[-4000:]
+
+
+def test_power_cut_of_all() -> None:
+    """Every daemon dies at once under traffic; what was acknowledged up to then is there afterwards."""
+    cut = RING.clients(RING.contacts)
+    with cut:
+        time.sleep(3)
+        for name in THREE:
+            node(name).check_output("systemctl kill --signal=KILL cassandra")
+        for name in THREE:
+            node(name).check_output("systemctl stop cassandra")
+        done = RING.play("start_cassandra_after_outage.yml", members=THREE).succeeded()
+    assert "started: " + ", ".join(THREE) in done.told
+    assert "The ring is whole." in done.told
+    assert cut.counts["acknowledged"] > 0
+    assert cut.counts["wrong"] == 0, cut.counts["errors"]
+    assert cut.missing() == []
+    print(f"power cut of all, {len(cut.numbers())} acknowledged, none missing", flush=True)
+
+
+def test_repair_and_a_support_bundle() -> None:
+    """Every range once, and again nothing; an archive of what support asks for, without a secret."""
+    with RING.traffic("repair"):
+        done = RING.play("repair_cassandra.yml", members=THREE, repair_cassandra_older_than_hours=0)
+    assert f"{FIRST}: repaired fieldring in " in done.succeeded().told
+    assert RING.play("repair_cassandra.yml", members=THREE).succeeded().changed() == 0
+    RING.play("collect_support_bundle.yml", members=THREE).succeeded()
+    archive = max((RING.ephemeral / "support").glob("*.tar.gz"))
+    with tarfile.open(archive) as bundle:
+        texts = {e.name: bundle.extractfile(e).read().decode() for e in bundle if e.isfile()}  # type: ignore[union-attr]
+    assert any(name.endswith(f"{SECOND}/files/etc/cassandra/cassandra.yaml") for name in texts)
+    assert not re.search(r"molecule-(superuser|ingest)-\d|PRIVATE KEY", "".join(texts.values()))

@@ -1,4 +1,4 @@
-"""Takes or gives back the lock of a ring: a file beside the record, on the controller.
+"""Takes, gives back or only looks at the lock of a ring: a file beside the record, on the controller.
 
 One run at a time changes a ring. A lock says who holds it, for what, since when and until when, and by
 which process; a lock whose process has ended was left by a run that was interrupted.
@@ -82,7 +82,10 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """Arguments: file, state (held, free), operation, owner, minutes, take_over."""
+    """Arguments: file, state (held, free, looked), operation, owner, minutes, take_over.
+
+    `looked` refuses where `held` would, and changes nothing.
+    """
 
     _supports_check_mode = True
     _requires_connection = False
@@ -115,6 +118,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if said:
             return {"failed": True, "msg": said, "lock": held}
         mine = held is not None and held["pid"] == pid and held["host"] == wanted["host"]
+        interrupted = held if held is not None and not mine else None
+        if arguments["state"] == "looked":
+            return {"changed": False, "lock": held, "interrupted": interrupted}
         if not self._task.check_mode:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             if held is not None or path.exists():
@@ -129,5 +135,4 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
                 json.dump(wanted, handle, indent=2)
                 handle.write("\n")
-        interrupted = held if held is not None and not mine else None
         return {"changed": not mine, "lock": wanted, "interrupted": interrupted}

@@ -10,7 +10,7 @@ description:
   - I(action=list) returns the whole backups of the ring, and the node's view; it changes nothing.
   - I(action=create) takes a snapshot, writes it to the repository and reads it back.
   - I(action=commit) writes the ring manifest, which makes the backup a whole one.
-  - I(action=forget) takes away all backups but the named ones.
+  - I(action=forget) takes away the backups of this node that are older than what is kept.
   - I(action=plan) judges a restore; it changes nothing.
   - I(action=fetch) brings files of one or more nodes back and compares every checksum.
   - I(action=import) lets the running node take the fetched files over.
@@ -36,6 +36,7 @@ options:
   tables: {description: Tables to bring back, type: list, elements: str, default: []}
   manifest: {description: The ring manifest, type: dict, default: {}}
   keep: {description: 'How many backups stay: {last, daily, weekly}', type: dict, default: {}}
+  whole: {description: Names of the backups that every node has, type: list, elements: str, default: []}
   question: {description: What action=plan judges, type: dict, default: {}}
   read_percent: {description: Share of the repository that is read back, type: int, default: 100}
   limit_kib: {description: Upload limit in KiB/s, type: int, default: 0}
@@ -55,6 +56,7 @@ node_manifest: {description: What the ring manifest says of this node, returned:
 summary: {description: Figures for the report, returned: always, type: dict}
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -71,6 +73,7 @@ from ansible.module_utils.cassandra_node_backup import (
     clear,
     damaged,
     files_below,
+    held_by_all,
     incomplete,
     is_backed_up,
     java_of,
@@ -129,17 +132,30 @@ class Node:
     def list(self):
         """One damaged manifest must not hide the other backups; each node's repository has a copy of all."""
         self.judge_storage()
-        manifests = []
-        unreadable = []
+        manifests, held, warnings = [], {}, []
         # A check run does not install restic: what the storage has is then seen by the first real one.
-        for node in self.params["nodes"] if shutil.which("restic") else []:
+        nodes = [*self.params["nodes"]] if shutil.which("restic") else []
+        while nodes:
+            node = nodes.pop(0)
             repository = self.repository(node)
-            if repository.exists():
-                manifests += repository.ring_manifests(unreadable)
+            here, unreadable = [], {}
+            try:
+                if repository.exists():
+                    here = repository.ring_manifests(unreadable)
+            except BackupError as error:
+                # That of a node which has left the ring must not stand in the way of those that are there.
+                if node in self.params["nodes"]:
+                    raise
+                warnings.append(f"no backup that names {node} is counted: {error}")
+            manifests += here
+            held[node] = {manifest["backup"] for manifest in here} | set(unreadable)
+            warnings += unreadable.values()
+            named = {name for manifest in whole_backups(here).values() for name in manifest["nodes"]}
+            nodes += sorted(named - set(held) - set(nodes))
         return {
-            "backups": whole_backups(manifests),
+            "backups": held_by_all(whole_backups(manifests), held),
             "view": ask(self.params["nodetool"]),
-            "warnings": unreadable,
+            "warnings": warnings,
             "changed": False,
         }
 
@@ -247,9 +263,12 @@ class Node:
     def forget(self):
         repository = self.repository()
         keep = {key: int(value) for key, value in self.params["keep"].items()}
-        names = kept(whole_backups(repository.ring_manifests()), **keep)
+        own = whole_backups(repository.ring_manifests())
+        whole = set(own) & set(self.params["whole"])
+        # One whose manifest did not reach every node must take the place of none that is whole.
+        names = kept(own, **keep) | kept(whole, **keep)
         gone = repository.forget_all_but(names)
-        return {"changed": bool(gone), "summary": {"forgotten": gone, "kept": sorted(names)}}
+        return {"changed": bool(gone), "summary": {"forgotten": gone, "kept": sorted(names & whole)}}
 
     def plan(self):
         return {"changed": False, "verdict": restore_verdict(self.params["question"])}
@@ -261,35 +280,19 @@ class Node:
         """
         shutil.rmtree(self.fetched, ignore_errors=True)
         nodes = {node: self.params["manifest"]["nodes"][node] for node in self.params["nodes"]}
-        needed = sum(entry["bytes"] for entry in nodes.values())
+        asked = {node: self.wanted(node, entry) for node, entry in nodes.items()}
+        needed = sum(file["size"] for _, wanted in asked.values() for file in wanted.values())
         said = no_room(needed, shutil.disk_usage(self.data).free, what=", ".join(nodes), where=str(self.data))
         if said:
             raise BackupError(said)
-        count = 0
+        # Also on a node that has nothing to bring back, as some of a ring that has grown.
+        self.fetched.mkdir(exist_ok=True)
+        base = self.staging / "files"
         for node, entry in nodes.items():
             repository = self.repository(node)
-            try:
-                text = repository.run("dump", entry["snapshot"], str(self.staging / "manifest.json"))
-            except BackupError as error:
-                raise unreadable(node, error) from error
-            manifest = json.loads(text)
+            folders, wanted = asked[node]
             work = self.fetched / "work"
-            work.mkdir(parents=True, mode=0o700)
-            (work / "manifest.json").write_text(text)
-            if sha256(work / "manifest.json") != entry["manifest_sha256"]:
-                raise BackupError(
-                    f"CN-144: the manifest of {node} in {repository.url} is not the one that the ring's "
-                    "manifest names. Nothing was changed. Take another backup."
-                )
-            folders = [
-                table.replace(".", "/") for table in self.params["tables"] if table in manifest["tables"]
-            ]
-            wanted = {
-                path: file
-                for path, file in manifest["files"].items()
-                if any(path.startswith(f"{folder}/") for folder in folders)
-            }
-            base = self.staging / "files"
+            work.mkdir(mode=0o700)
             if folders:
                 try:
                     repository.restore(
@@ -304,7 +307,6 @@ class Node:
                     f"CN-144: of the files of {node} in {repository.url}: {'; '.join(faults[:5])}. Nothing "
                     "was changed. Take another backup."
                 )
-            count += len(wanted)
             for folder in folders:
                 target = self.fetched / node / folder
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -313,7 +315,28 @@ class Node:
         owner = self.data.stat()
         for path in (self.fetched, *self.fetched.rglob("*")):
             os.chown(path, owner.st_uid, owner.st_gid)
+        count = sum(len(wanted) for _, wanted in asked.values())
         return {"changed": True, "summary": {"files": count, "bytes": needed}}
+
+    def wanted(self, node, entry):
+        """Of the tables that are asked for: their folders and files in the backup of a node."""
+        repository = self.repository(node)
+        try:
+            text = repository.run("dump", entry["snapshot"], str(self.staging / "manifest.json"))
+        except BackupError as error:
+            raise unreadable(node, error) from error
+        if hashlib.sha256(text.encode()).hexdigest() != entry["manifest_sha256"]:
+            raise BackupError(
+                f"CN-144: the manifest of {node} in {repository.url} is not the one that the ring's "
+                "manifest names. Nothing was changed. Take another backup."
+            )
+        manifest = json.loads(text)
+        folders = [table.replace(".", "/") for table in self.params["tables"] if table in manifest["tables"]]
+        return folders, {
+            path: file
+            for path, file in manifest["files"].items()
+            if any(path.startswith(f"{folder}/") for folder in folders)
+        }
 
     def folders(self):
         """(keyspace, table, folder) of what was fetched and holds rows."""
@@ -410,6 +433,7 @@ def main():
             "tables": {"type": "list", "elements": "str", "default": []},
             "manifest": {"type": "dict", "default": {}},
             "keep": {"type": "dict", "default": {}},
+            "whole": {"type": "list", "elements": "str", "default": []},
             "question": {"type": "dict", "default": {}},
             "read_percent": {"type": "int", "default": 100},
             "limit_kib": {"type": "int", "default": 0},

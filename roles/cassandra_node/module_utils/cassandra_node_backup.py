@@ -1,8 +1,8 @@
 """Backups of one node: its files with their checksums in a restic repository of its own, and the way back.
 
-A backup of a ring is whole when a ring manifest names it: that is written last, after the files of every node
-were read back from their repositories. What a run that failed has left there is no backup, and is removed by
-the next one that is whole.
+A backup of a ring is whole when a ring manifest names it in the repository of each of its nodes: that is
+written last, after the files of every node were read back from there. What a run that failed has left is no
+backup, and is removed by those that are whole.
 
 The functions above `Repository` are pure.
 """
@@ -79,6 +79,18 @@ def whole_backups(manifests: Iterable[dict[str, Any]]) -> dict[str, dict[str, An
     """{name: ring manifest}, oldest first; a manifest of another format is left out."""
     found = {m["backup"]: m for m in manifests if m.get("version") == VERSION and NAME.match(m["backup"])}
     return dict(sorted(found.items()))
+
+
+def held_by_all(backups: dict[str, dict[str, Any]], held: dict[str, set[str]]) -> dict[str, dict[str, Any]]:
+    """Those of `backups` whose manifest is in the repository of every node they name ({node: names}).
+
+    A node without it lets go of that backup's files when the next one is whole.
+    """
+    return {
+        name: manifest
+        for name, manifest in backups.items()
+        if all(name in held.get(node, set()) for node in manifest["nodes"])
+    }
 
 
 def kept(names: Iterable[str], *, last: int, daily: int, weekly: int) -> set[str]:
@@ -220,8 +232,8 @@ def no_room(needed: int, free: int, *, what: str, where: str) -> str:
     if free * 10 >= needed * 11:
         return ""
     return (
-        f"CN-146: the backup of {what} needs {needed >> 20} MiB and a tenth on the disk of {where}, "
-        f"{free >> 20} MiB are free. Nothing was changed. Free some room, or restore table by table."
+        f"CN-146: what is wanted of the backup of {what} needs {needed >> 20} MiB and a tenth on the disk of "
+        f"{where}, {free >> 20} MiB are free. Nothing was changed. Free some room, or restore table by table."
     )
 
 
@@ -398,8 +410,8 @@ class Repository:
             return None
         return dict(json.loads(self.run("--no-lock", "dump", str(found[-1]["id"]), "/ring.json")))
 
-    def ring_manifests(self, unreadable: list[str] | None = None) -> list[dict[str, Any]]:
-        """All of them; a list of `unreadable` ones takes those that would be an error else."""
+    def ring_manifests(self, unreadable: dict[str, str] | None = None) -> list[dict[str, Any]]:
+        """All of them; `unreadable` takes those that would be an error else: {name: what is to be said}."""
         found = {next(t for t in s["tags"] if t != "ring"): s["id"] for s in self.snapshots("ring")}
         manifests = []
         for name, identifier in found.items():
@@ -408,7 +420,7 @@ class Repository:
             except ResticError as error:
                 if unreadable is None:
                     raise
-                unreadable.append(f"the ring manifest of {name} cannot be read there: {error}")
+                unreadable[name] = f"the ring manifest of {name} cannot be read there: {error}"
         return manifests
 
     def check(self, percent: int) -> None:

@@ -15,6 +15,8 @@ SYSTEM_KEYSPACES = ("system_auth", "system_distributed", "system_traces")
 DEFAULT_ROLE = "cassandra"
 GRANTED = frozenset(["SELECT", "MODIFY"])
 STRATEGY = "NetworkTopologyStrategy"
+# Of SimpleStrategy, as Cassandra itself makes system_distributed on a ring of any size.
+OWN_FACTOR_MAX = 3
 
 
 class CqlError(Exception):
@@ -56,6 +58,11 @@ def replication_of(row: Any) -> dict[str, int] | None:
     if not options.pop("class", "").endswith(STRATEGY):
         return None
     return {datacenter: int(factor) for datacenter, factor in options.items()}
+
+
+def factor_of(row: Any) -> int:
+    """Copies of a row of another strategy, wherever they are; 0 where it names none."""
+    return int(dict(row).get("replication_factor", 0))
 
 
 def replication_clause(replication: dict[str, int]) -> str:
@@ -100,15 +107,41 @@ def pending_migrations(files: list[dict[str, str]], recorded: dict[str, str]) ->
     return pending
 
 
-def refuse_fewer_copies(
+def with_raised_copies(
     present: Mapping[str, dict[str, int] | None], wanted: Mapping[str, dict[str, int]]
+) -> dict[str, dict[str, int]]:
+    """`wanted`, but no less for a system keyspace than it has: no variable says it, a hand has raised it.
+
+    A data centre that is not wanted at all stays out, for `refuse_fewer_copies` to judge.
+    """
+    raised = dict(wanted)
+    for name in wanted.keys() & set(SYSTEM_KEYSPACES):
+        found = present.get(name) or {}
+        raised[name] = {dc: max(factor, found.get(dc, 0)) for dc, factor in wanted[name].items()}
+    return raised
+
+
+def refuse_fewer_copies(
+    present: Mapping[str, dict[str, int] | None],
+    wanted: Mapping[str, dict[str, int]],
+    factors: Mapping[str, int],
 ) -> None:
-    """Copies that are given up are gone for every read that they alone could have answered."""
+    """Copies that are given up are gone for every read that they alone could have answered.
+
+    `factors`: {keyspace: copies} of those that are not replicated per data centre.
+    """
     fewer = [
         f"{name} in {datacenter}: {factor} -> {wanted[name].get(datacenter, 0)}"
         for name in sorted(wanted)
         for datacenter, factor in sorted((present.get(name) or {}).items())
         if wanted[name].get(datacenter, 0) < factor
+    ]
+    fewer += [
+        f"{name} in all: {factors[name]} -> {sum(wanted[name].values())}"
+        for name in sorted(wanted.keys() & factors.keys())
+        if sum(wanted[name].values()) < factors[name]
+        # A small ring has fewer nodes than that, each of which keeps its copy.
+        and not (name in SYSTEM_KEYSPACES and factors[name] <= OWN_FACTOR_MAX)
     ]
     if fewer:
         raise CqlError(
@@ -148,14 +181,20 @@ class Database:
             options = f"WITH PASSWORD = {password} AND SUPERUSER = false AND LOGIN = false"
             self.change(f"default role {DEFAULT_ROLE} disabled", f"ALTER ROLE {DEFAULT_ROLE} {options}")
 
-    def keyspaces(self) -> dict[str, dict[str, int] | None]:
+    def replications(self) -> dict[str, Any]:
         rows = self.execute("SELECT keyspace_name, replication FROM system_schema.keyspaces", None)
-        return {row.keyspace_name: replication_of(row.replication) for row in rows}
+        return {row.keyspace_name: row.replication for row in rows}
+
+    def keyspaces(self) -> dict[str, dict[str, int] | None]:
+        return {name: replication_of(row) for name, row in self.replications().items()}
 
     def ensure_keyspaces(self, wanted: dict[str, dict[str, int]]) -> None:
         """`wanted`: {keyspace: {datacentre: factor}}."""
-        present = self.keyspaces()
-        refuse_fewer_copies(present, wanted)
+        found = self.replications()
+        present = {name: replication_of(row) for name, row in found.items()}
+        factors = {name: factor_of(found[name]) for name, copies in present.items() if copies is None}
+        wanted = with_raised_copies(present, wanted)
+        refuse_fewer_copies(present, wanted, factors)
         for name, replication in wanted.items():
             if name in present and present[name] == replication:
                 continue

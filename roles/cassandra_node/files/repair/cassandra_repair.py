@@ -99,7 +99,9 @@ def main() -> int:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--textfile", type=Path, required=True)
     parser.add_argument("--older-than-hours", type=float, default=0, help="leave out what was repaired since")
-    parser.add_argument("--plan", action="store_true", help="print what is due, repair nothing")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--plan", action="store_true", help="print what is due, change nothing")
+    only.add_argument("--export", action="store_true", help="as --plan, and save since when it counts")
     options = parser.parse_args()
 
     with (options.state / "lock").open("w") as lock:
@@ -112,9 +114,11 @@ def main() -> int:
         keyspaces = sorted(parse_list(bean["NonLocalStrategyKeyspaces"]))
         keeper = Keeper(options.state, options.textfile)
         keeper.know(keyspaces, time.time())
-        keeper.save()
+        # A check run asks for the plan.
+        if not options.plan:
+            keeper.save()
         todo = due(keeper.state, keyspaces, now=time.time(), older_than=options.older_than_hours * 3600)
-        if options.plan:
+        if options.plan or options.export:
             print(json.dumps({"due": todo, "hindrances": hindrances(bean)}))
             return 0
         if not todo:

@@ -1,0 +1,179 @@
+"""What works on the nodes of a ring does it under the ring's lock, and a deployment looks at it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from repository import PLAYBOOKS, ROOT, load
+
+SHARED = ROOT / "playbooks" / "shared"
+# Task files of cassandra_node that change nodes, accounts or tables.
+CHANGING = {
+    "backup", "cleanup", "drain", "even_out", "join", "leave", "prepare_upgrade", "rebuild", "repair",
+    "replicate", "restart", "restore", "retire_accounts", "rotate_accounts", "start", "stop", "switch",
+    "unpack", "upgrade_sstables",
+}  # fmt: skip
+THEIRS = {
+    "owner": "mara",
+    "host": "another-controller",
+    "pid": 1,
+    "started": "1",
+    "operation": "remove_datacenter",
+}
+# A process that cannot be: it was interrupted.
+MINE = {"owner": getpass.getuser(), "host": socket.gethostname(), "pid": 2**22 + 5, "started": "1"}
+
+
+def included(tasks: list[dict[str, Any]], *, always: bool = False) -> Iterator[tuple[str, bool]]:
+    """(`role/tasks_from`, whether it stands in an `always`) of every role of a play, in order."""
+    for task in tasks:
+        role = task.get("ansible.builtin.include_role") or task.get("ansible.builtin.import_role")
+        if role:
+            yield f"{role['name']}/{role.get('tasks_from', 'main')}", always
+        yield from included(task.get("block", []), always=always)
+        yield from included(task.get("always", []), always=True)
+
+
+@pytest.mark.parametrize(
+    "playbook", [*PLAYBOOKS, SHARED / "serve_certificates.yml"], ids=lambda path: path.name
+)
+def test_what_changes_a_ring_is_done_under_its_lock(playbook: Path) -> None:
+    """And the lock is given back however the work ends."""
+    for play in load(playbook):
+        locked = False
+        for name, always in included(play.get("tasks") or []):
+            verb = name.removeprefix("cassandra_node/")
+            if verb == "lock":
+                locked = True
+            elif verb == "unlock":
+                assert locked, play["name"]
+                assert always, play["name"]
+                locked = False
+            elif verb in CHANGING or (name == "site_ca/main" and str(play["hosts"]).startswith("cassandra")):
+                assert locked, f"{play['name']}: {name}"
+        assert not locked, play["name"]
+
+
+def run(folder: Path, playbook: Path, *arguments: str, **variables: Any) -> tuple[int, str]:
+    """Exit status and all that was printed, on one line; the one host is this machine, unchanged."""
+    host = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "ansible_become": "{{ inventory_hostname == 'nobody' }}",
+        "host_address": "127.0.0.1",
+        "cassandra_node_dc": "dc1",
+        "cassandra_node_rack": "rack1",
+        "site_state_directory": str(folder),
+        "vault_cassandra_superuser_password": "unused-here-1",
+        **variables,
+    }
+    groups: dict[str, Any] = {name: {"hosts": {}} for name in ("ingest", "gateways", "monitor")}
+    groups["cassandra"] = {"hosts": {"ring1": host}}
+    (folder / "hosts.yml").write_text(json.dumps({"all": {"children": groups}}))
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(folder / "hosts.yml"), str(playbook), *arguments],
+        env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROOT / "roles"), "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr)
+
+
+def held(folder: Path, lock: dict[str, Any]) -> Path:
+    """The lock's file, as somebody else's run has left it."""
+    path = folder / "ring" / "main.lock"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"since": time.time() - 60, "until": time.time() + 3600, **lock}))
+    return path
+
+
+def verb(folder: Path, name: str) -> Path:
+    """A playbook of one task file of the role."""
+    play = {
+        "hosts": "cassandra",
+        "gather_facts": False,
+        "vars": {
+            "cassandra_node_record_directory": str(folder / "ring"),
+            "cassandra_node_lock_operation": "restart_cassandra",
+        },
+        "tasks": [{"include_role": {"name": "cassandra_node", "tasks_from": name}}],
+    }
+    path = folder / f"{name}.yml"
+    path.write_text(json.dumps([play]))
+    return path
+
+
+@pytest.mark.playbook
+@pytest.mark.parametrize(
+    ("playbook", "arguments"),
+    [
+        ("site.yml", []),
+        ("deploy_cassandra.yml", ["--tags", "cassandra_node_configure"]),
+        ("rotate_certificates.yml", []),
+    ],
+)
+def test_nothing_is_changed_while_the_ring_is(tmp_path: Path, playbook: str, arguments: list[str]) -> None:
+    """CN-219, before the first role: keyspaces and the record would be changed under a run that goes on."""
+    lock = held(tmp_path, THEIRS)
+    before = lock.read_bytes()
+    status, said = run(tmp_path, ROOT / "playbooks" / playbook, "--check", *arguments)
+    assert status != 0
+    assert "CN-219: the ring is locked by mara on another-controller for remove_datacenter" in said
+    for role in ("base_host", "site_ca"):
+        assert f"TASK [{role}" not in said
+    assert lock.read_bytes() == before
+
+
+@pytest.mark.playbook
+@pytest.mark.parametrize(
+    ("lock", "arguments", "words"),
+    [
+        (None, [], "failed=0"),
+        (
+            {**MINE, "operation": "restart_cassandra"},
+            [],
+            "did not give the ring's lock back",
+        ),
+        ({**THEIRS, "until": 1}, [], "remove_datacenter of mara"),
+        (THEIRS, ["-e", "cassandra_node_lock_take_over=true"], "remove_datacenter of mara"),
+        (THEIRS, [], "CN-219: the ring is locked by mara"),
+    ],
+    ids=["none", "my own interrupted run", "run out", "taken over", "somebody's"],
+)
+def test_the_look_passes_what_the_lock_would_and_changes_nothing(
+    tmp_path: Path, lock: dict[str, Any] | None, arguments: list[str], words: str
+) -> None:
+    """CN-219 for somebody else's lock alone."""
+    path = held(tmp_path, lock) if lock else tmp_path / "ring" / "main.lock"
+    before = path.read_bytes() if lock else None
+    status, said = run(tmp_path, verb(tmp_path, "lock_look"), *arguments)
+    assert words in said
+    assert (status != 0) == words.startswith("CN-219")
+    assert before == (path.read_bytes() if path.exists() else None)
+
+
+@pytest.mark.playbook
+@pytest.mark.parametrize(
+    ("given", "minutes"), [({}, 1680), ({"cassandra_node_join_wait_seconds": 3600}, 300)]
+)
+def test_a_lock_outlasts_the_longest_wait_of_a_run(
+    tmp_path: Path, given: dict[str, int], minutes: int
+) -> None:
+    """Another controller would be let in while a node still streams: nothing renews a lock."""
+    status, said = run(tmp_path, verb(tmp_path, "lock"), **given)
+    assert status == 0, said
+    lock = json.loads((tmp_path / "ring" / "main.lock").read_text())
+    assert minutes * 60 == lock["until"] - lock["since"]
