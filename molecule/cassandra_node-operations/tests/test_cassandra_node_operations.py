@@ -228,6 +228,58 @@ cluster.shutdown()
     node(FIRST).check_output("python3 -c %s %s %s", program, ADDRESSES[FIRST], statement)
 
 
+@pytest.mark.parametrize(
+    ("harm", "mend", "reasons"),
+    [
+        pytest.param(
+            "systemctl kill --signal=STOP cassandra",
+            "systemctl kill --signal=CONT cassandra",
+            (f"CN-204: {THIRD}: ", f"CN-209: the heartbeat of {THIRD} stands still"),
+            id="hangs",
+        ),
+        pytest.param(
+            "nodetool disablegossip",
+            "nodetool enablegossip",
+            (f"CN-208: {THIRD} is called down by {FIRST}, {SECOND}",),
+            id="says nothing to the others",
+        ),
+        pytest.param(
+            "nodetool disablebinary",
+            "nodetool enablebinary",
+            (
+                f"CN-215: port 9042 of {THIRD} (for clients) takes no connection",
+                f"CN-216: a query through {THIRD}",
+            ),
+            id="takes no clients",
+        ),
+    ],
+)
+def test_node_that_only_seems_to_be_well_shuts_the_gate(
+    harm: str, mend: str, reasons: tuple[str, ...]
+) -> None:
+    """Its service is active all the time; it goes on afterwards, and nobody was touched."""
+    before = pids()
+    node(THIRD).check_output(harm)
+    try:
+        status, said = play(
+            "restart_cassandra",
+            cassandra_node_version="5.0.9",
+            restart_cassandra_nodes=[FIRST],
+            cassandra_node_gate_call_seconds=30,
+            cassandra_node_gate_patience_seconds=5,
+        )
+    finally:
+        node(THIRD).check_output(mend)
+    assert status != 0
+    for reason in reasons:
+        assert reason in said, reason
+    assert before == pids()
+    deadline = time.monotonic() + 120
+    while any(node(name).run("nodetool status").stdout.count("UN ") < 3 for name in NODES):
+        assert time.monotonic() < deadline, node(FIRST).run("nodetool status").stdout
+        time.sleep(2)
+
+
 def test_node_that_does_not_drain_is_not_stopped() -> None:
     """CN-220: what it holds is not on disk yet; it runs on."""
     before = pids()
@@ -289,6 +341,11 @@ def test_start_after_an_outage(traffic: RingTraffic) -> None:
             node(name).check_output("systemctl kill --signal=KILL cassandra")
         for name in NODES:
             node(name).check_output("systemctl stop cassandra")
+        status, said = play(
+            "restart_cassandra", cassandra_node_version="5.0.9", restart_cassandra_nodes=[FIRST]
+        )
+        assert status != 0
+        assert "CN-221: 3 of 3 seeds are lost" in said
         status, said = play("start_cassandra_after_outage", "--check", cassandra_node_version="5.0.9")
         assert status == 0
         assert "would start: " + ", ".join(NODES) in said
