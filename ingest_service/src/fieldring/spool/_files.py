@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 __all__ = [
+    "copy_to_quarantine",
     "fsync_directory",
     "link_to_quarantine",
     "make_zeroed",
@@ -103,6 +104,20 @@ def link_to_quarantine(path: Path) -> Path:
     target = _free(folder / path.name)
     os.link(path, target)
     fsync_directory(folder)
+    return target
+
+
+def copy_to_quarantine(path: Path, start: int, end: int) -> Path:
+    """The bytes [start, end) of ``path`` as a file of their own in ``quarantine/``, durable on return."""
+    folder = path.parent / "quarantine"
+    folder.mkdir(mode=0o750, exist_ok=True)
+    target = _free(folder / f"{path.name}.tail")
+    try:
+        replace(target, path.read_bytes()[start:end])
+    except OSError:
+        target.with_name(target.name + ".tmp").unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
     return target
 
 

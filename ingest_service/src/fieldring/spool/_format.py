@@ -48,6 +48,7 @@ _CRC = struct.Struct("<I")
 
 HEADER_BYTES = 48
 RECORD_BYTES = 48
+_EPOCH_AT = 16
 DROPPED = 1
 DAMAGED = 2
 UNPROMISED = 3
@@ -60,6 +61,8 @@ class Header(NamedTuple):
     number: int
     first_seq: int
     epoch: int
+    fresh: bool = False
+    """The file was all zeros: whatever is in it was written since."""
 
 
 class Cursor(NamedTuple):
@@ -99,7 +102,8 @@ def padded(length: int) -> int:
 
 
 def pack_header(header: Header) -> bytes:
-    body = _SEGMENT.pack(_SEGMENT_MAGIC, header.identity, header.number, header.first_seq, header.epoch, 0, 0)
+    identity, number, first_seq, epoch, fresh = header
+    body = _SEGMENT.pack(_SEGMENT_MAGIC, identity, number, first_seq, epoch, fresh, 0)
     return body + _CRC.pack(crc32c(body))
 
 
@@ -108,8 +112,8 @@ def unpack_header(data: bytes | memoryview) -> Header | None:
     raw = bytes(data[:HEADER_BYTES])
     if len(raw) < HEADER_BYTES or _CRC.unpack_from(raw, 44)[0] != crc32c(raw[:44]):
         return None
-    magic, identity, number, first_seq, epoch, _, _ = _SEGMENT.unpack_from(raw)
-    return Header(identity, number, first_seq, epoch) if magic == _SEGMENT_MAGIC else None
+    magic, identity, number, first_seq, epoch, fresh, _ = _SEGMENT.unpack_from(raw)
+    return Header(identity, number, first_seq, epoch, fresh == 1) if magic == _SEGMENT_MAGIC else None
 
 
 def pack_cursor(cursor: Cursor) -> bytes:
@@ -173,11 +177,15 @@ def parse_record(data: memoryview, start: int) -> Found | None:
 
 @dataclass(slots=True)
 class Scan:
-    """What a segment holds. ``end`` is where the last good record ends."""
+    """What a segment holds. ``end`` is where the last good record ends.
+
+    Behind it, up to ``begun``, stands what is neither good nor left over from an earlier use of the file.
+    """
 
     header: Header | None
     records: list[Found] = field(default_factory=list)
     end: int = HEADER_BYTES
+    begun: int = HEADER_BYTES
     holes: list[Gap] = field(default_factory=list)
     """Missing records: DAMAGED ones had been fsynced, UNPROMISED ones had not."""
     torn: bool = False
@@ -214,16 +222,23 @@ def scan(raw: bytes, *, taken: int, before: int | None) -> Scan:
             result.holes.append(Gap(previous + 1, found.seq - 1, 0, DAMAGED))
         result.records.append(found)
         previous = found.seq
-    if before is not None and previous is not None and previous < before - 1:
-        result.holes.append(Gap(previous + 1, before - 1, 0, DAMAGED))
-    durable = before - 1 if before is not None else max((r.synced for r in result.records), default=0)
+    if result.records:
+        result.end = result.records[-1].end
+    result.begun = result.end
+    if before is not None:
+        durable = before - 1
+    else:
+        durable = max((found.synced for found in result.records), default=0)
+        if previous is not None:
+            heads = _heads(raw, result.end, epoch=epoch, last=previous)
+            durable = max([durable, *(head.synced for head in heads)])
+            result.begun = _begun(raw, result, heads, epoch=epoch, last=previous)
+    if previous is not None and previous < durable:
+        result.holes.append(Gap(previous + 1, durable, 0, DAMAGED))
     result.holes = [
         hole if hole.first <= durable else hole._replace(reason=UNPROMISED) for hole in result.holes
     ]
-    torn = any(hole.reason == UNPROMISED for hole in result.holes)
-    if result.records:
-        result.end = result.records[-1].end
-    result.torn = torn or (before is None and header is not None and _begun(data, result, header))
+    result.torn = result.begun > result.end or any(hole.reason == UNPROMISED for hole in result.holes)
     return result
 
 
@@ -247,10 +262,43 @@ def _candidates(raw: bytes, data: memoryview, start: int) -> list[Found]:
             position += 1
 
 
-def _begun(data: memoryview, result: Scan, header: Header) -> bool:
-    """Whether the bytes at the end look like the next record of this epoch, half-written."""
-    if result.end + RECORD_BYTES > len(data):
+def _heads(raw: bytes, start: int, *, epoch: int, last: int) -> list[Found]:
+    """Headers behind ``start`` that hold and come after ``last``; their records are damaged or torn.
+
+    The magic may be what is damaged, so they are searched for by their epoch. What the file held in an
+    earlier use has lower numbers, or another epoch.
+    """
+    heads = []
+    needle = _CRC.pack(epoch)
+    position = raw.find(needle, start + _EPOCH_AT)
+    while position >= 0:
+        at = position - _EPOCH_AT
+        if at % 8 == 0 and at + RECORD_BYTES <= len(raw):
+            magic, header_crc, _, length, _, _, seq, synced, time_ms = _RECORD.unpack_from(raw, at)
+            # Only a gap carries the number of what stands before it.
+            newer = seq > last or (seq == last and magic != _DATA_MAGIC)
+            if newer and crc32c(raw[at + 8 : at + RECORD_BYTES]) == header_crc:
+                heads.append(Found(at, at + padded(length), length, epoch, seq, synced, time_ms, None))
+        position = raw.find(needle, position + 1)
+    return heads
+
+
+def _begun(raw: bytes, result: Scan, heads: list[Found], *, epoch: int, last: int) -> int:
+    """Where that ends which was written behind the last good record; ``result.end`` if nothing was."""
+    filled = max(result.end, len(raw.rstrip(b"\0")))
+    if result.header is not None and result.header.fresh:
+        return filled
+    begun = min(filled, max([result.end, *(head.end for head in heads)]))
+    last = max([last, *(head.seq for head in heads)])
+    return filled if _half_written(raw, begun, epoch=epoch, last=last) else begun
+
+
+def _half_written(raw: bytes, position: int, *, epoch: int, last: int) -> bool:
+    """Whether ``position`` holds a header that is damaged itself, but not by much, or torn in two."""
+    if position + RECORD_BYTES > len(raw):
         return False
-    magic, _, _, _, epoch, _, seq, _, _ = _RECORD.unpack_from(data, result.end)
-    last = result.records[-1].seq if result.records else header.first_seq - 1
-    return bool(magic == _DATA_MAGIC and (epoch == header.epoch or seq == last + 1))
+    magic, header_crc, _, _, found_epoch, _, seq, _, _ = _RECORD.unpack_from(raw, position)
+    if crc32c(raw[position + 8 : position + RECORD_BYTES]) == header_crc:
+        return False  # one that holds and is not among the heads is of an earlier use of the file
+    agreeing = (magic in (_DATA_MAGIC, _GAP_MAGIC)) + (found_epoch == epoch) + (seq in (last, last + 1))
+    return bool(seq == last + 1 or agreeing >= 2)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from fieldring.spool._files import link_to_quarantine, quarantine, replace
+from fieldring.spool._files import copy_to_quarantine, link_to_quarantine, quarantine, replace
 from fieldring.spool._format import (
     DAMAGED,
     HEADER_BYTES,
@@ -48,6 +49,7 @@ class Damage:
     segments: int = 0
     cursors: int = 0
     torn_tails: int = 0
+    """Ends that were torn, or damaged where nothing says any more that they were promised."""
     lost_records: int = 0
 
 
@@ -110,6 +112,10 @@ def recover(directory: Path) -> Recovered:
     paths = list_segments(directory)
     cursor = read_cursor(directory)
     identity = _identity(paths, cursor)
+    if identity is None:
+        # Numbers and epochs start again: what a recycled file still holds could pass for new records.
+        (directory / "spare").unlink(missing_ok=True)
+        identity = secrets.randbits(63) | 1
     if (directory / "cursor").exists() and (cursor is None or cursor.identity != identity):
         _log.error("spool: the cursor of %s is damaged; what is left is delivered again", directory)
         quarantine(directory / "cursor")
@@ -146,7 +152,9 @@ def recover(directory: Path) -> Recovered:
             if not result.records and not result.torn:
                 spent.append(path)
                 continue
-            size = _cut(path, result.end) if is_last else path.stat().st_size
+            size = path.stat().st_size
+            if _keep_tail(path, result) and (is_last or result.torn):
+                size = _cut(path, result.end)
             segment = Segment(number, path, header.epoch, header.first_seq, last_seq, result.end, size)
         if segment is not None:
             segments.append(segment)
@@ -219,7 +227,8 @@ def repair(
     return Segment(number, path, epoch, first_seq, parts[-1][0], len(body), len(body))
 
 
-def _identity(paths: list[tuple[int, Path]], cursor: Cursor | None) -> int:
+def _identity(paths: list[tuple[int, Path]], cursor: Cursor | None) -> int | None:
+    """That of the directory; None where nothing says it any more."""
     for _, path in reversed(paths):
         try:
             with path.open("rb") as file:
@@ -228,7 +237,25 @@ def _identity(paths: list[tuple[int, Path]], cursor: Cursor | None) -> int:
             continue
         if header is not None:
             return header.identity
-    return cursor.identity if cursor else secrets.randbits(63) | 1
+    return cursor.identity if cursor else None
+
+
+def _keep_tail(path: Path, result: Scan) -> bool:
+    """Copy to quarantine what was begun behind the last good record. Returns whether it may be cut off.
+
+    Damage to the newest records looks just like a write that was torn, so it is not for us to delete.
+    """
+    if result.begun == result.end:
+        return True
+    try:
+        kept = copy_to_quarantine(path, result.end, result.begun)
+    except OSError as error:  # no room: the start goes on, and a second name keeps the file whole
+        _log.error("spool: cannot copy the torn tail of %s (%s); it is not cut off", path, error)
+        with contextlib.suppress(OSError):
+            link_to_quarantine(path)
+        return False
+    _log.warning("spool: %s ends in a torn or damaged record; it is kept in %s", path, kept)
+    return True
 
 
 def _cut(path: Path, end: int) -> int:

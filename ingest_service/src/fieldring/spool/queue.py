@@ -156,7 +156,7 @@ class Queue:
                 self._spare.unlink()
         # The numbering must survive the segments that carried it.
         with contextlib.suppress(OSError):
-            self._write_cursor(self._taken, self._ahead)
+            self._advance(self._taken)
             for path in state.spent:
                 self._recycle(path)
 
@@ -344,7 +344,10 @@ class Queue:
         first_seq = self._durable + 1
         descriptor = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
         try:
-            write_all(descriptor, pack_header(Header(self.identity, number, first_seq, self.epoch)), 0)
+            # One that was a segment before still has its header.
+            fresh = not any(os.pread(descriptor, HEADER_BYTES, 0))
+            header = Header(self.identity, number, first_seq, self.epoch, fresh)
+            write_all(descriptor, pack_header(header), 0)
             os.fsync(descriptor)
             temporary.rename(path)
             fsync_directory(self.directory)
@@ -511,10 +514,12 @@ class Queue:
     def wait(self, timeout_s: float, *, after: int | None = None) -> bool:
         """Wait until there is something to read behind the cursor (or ``after``)."""
         with self._state:
-            self._state.wait_for(
-                lambda: self._closed or self._durable > max(self._taken, after or 0), timeout_s
-            )
-            return not self._closed and self._durable > max(self._taken, after or 0)
+
+            def waits() -> bool:
+                return self._count(max(self._taken, after or 0) + 1, self._durable) > 0
+
+            self._state.wait_for(lambda: self._closed or waits(), timeout_s)
+            return not self._closed and waits()
 
     # -- what is in it -----------------------------------------------------------------------
 
@@ -581,9 +586,11 @@ class Queue:
 
     def _merged(self, position: int) -> tuple[int, list[tuple[int, int]]]:
         """The cursor moved on over what was committed ahead (or lost) right behind ``position``; the rest."""
-        ahead = self._ahead
+        ahead, durable = self._ahead, self._durable
         while ahead and self._count(position + 1, ahead[0][0] - 1) == 0:
             position, ahead = max(position, ahead[0][1]), ahead[1:]
+        if self._count(position + 1, durable) == 0:
+            position = max(position, durable)  # what is lost at the end is never read, and so never committed
         return position, ahead
 
     def _is_ahead(self, first: int, last: int) -> bool:
@@ -619,7 +626,9 @@ class Queue:
         replace(self.directory / "cursor", data)
 
     def _recycle(self, path: Path) -> None:
-        if path.stat().st_size == self.segment_bytes and not self._spare.exists():
+        status = path.stat()
+        # One with a second name is kept in quarantine as well: its bytes must stay.
+        if status.st_size == self.segment_bytes and status.st_nlink == 1 and not self._spare.exists():
             path.rename(self._spare)
         else:
             path.unlink()
@@ -693,6 +702,8 @@ class Queue:
                 self._ends = {k: at for k, at in self._ends.items() if at[0] != segment.number}
                 if self._cursor_at is not None and self._cursor_at[0] == segment.number:
                     self._cursor_at = None
+            with contextlib.suppress(OSError):
+                self._advance(self._taken)
 
     def _remove(self) -> None:
         kept = self.directory / "quarantine"
