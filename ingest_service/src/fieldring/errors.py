@@ -11,7 +11,8 @@
     │   ├── MethodNotAllowed        405  another method on a known path
     │   ├── RequestTimeout          408  the body stalled; nothing was kept
     │   ├── TooLarge                413  body over a limit; nothing was kept
-    │   └── UnsupportedMediaType    415  a body or version that we do not speak
+    │   ├── UnsupportedMediaType    415  a body or version that we do not speak
+    │   └── HeadTooLarge            431  request line and headers over a limit; nothing was read
     ├── Overloaded                  429  the caller's quota is used up: retry after ``retry_after_s``
     └── Unavailable                 503  our side cannot do it now: retry everything later
         ├── StoreUnavailable             the store, or a part of it, cannot take or give data
@@ -34,6 +35,7 @@ __all__ = [
     "CorruptionError",
     "FieldringError",
     "Forbidden",
+    "HeadTooLarge",
     "InvalidRequest",
     "LineError",
     "MethodNotAllowed",
@@ -133,6 +135,13 @@ class UnsupportedMediaType(ClientError):
 
     status = 415
     code = "unsupported media type"
+
+
+class HeadTooLarge(ClientError):
+    """Request line and headers over a limit; nothing of the request was read."""
+
+    status = 431
+    code = "request too large"
 
 
 class _Retryable(FieldringError):

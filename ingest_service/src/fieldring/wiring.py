@@ -342,6 +342,7 @@ def server_config(app: Any, settings: Settings) -> uvicorn.Config:
     """How every ASGI application of ours is served."""
     import uvicorn
 
+    from fieldring.http.protocol import LimitedProtocol
     from fieldring.web.whole_writes import WholeWriteProtocol
 
     # Queries may carry tokens. Its own switch only takes the handlers away that it finds now.
@@ -350,7 +351,7 @@ def server_config(app: Any, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.listen_host,
         port=settings.listen_port,
-        http=WholeWriteProtocol if hasattr(app, "write_whole") else "httptools",
+        http=WholeWriteProtocol if hasattr(app, "write_whole") else LimitedProtocol,
         loop="uvloop",
         ws="none",
         lifespan="off",

@@ -11,7 +11,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from fieldring.gateway import mqtt_packets as packets
-from fieldring.gateway.mqtt_packets import V5, V311, Connect, ProtocolError, Publish, Reason
+from fieldring.gateway.mqtt_packets import V5, V311, Connect, ProtocolError, Publish, Reason, Will
 
 
 def lp(text: bytes) -> bytes:
@@ -46,9 +46,7 @@ CONNECT_311 = b"\0\4MQTT\4\xc2\0\x3c" + lp(b"id") + lp(b"kerbside") + lp(b"secre
 
 def test_connect_of_311() -> None:
     """Every field of a CONNECT of 3.1.1 with login."""
-    assert packets.parse_connect(CONNECT_311) == Connect(
-        V311, "id", True, 60, "kerbside", b"secret", has_will=False
-    )
+    assert packets.parse_connect(CONNECT_311) == Connect(V311, "id", True, 60, "kerbside", b"secret")
 
 
 def test_connect_of_5_with_will_and_properties() -> None:
@@ -61,8 +59,8 @@ def test_connect_of_5_with_will_and_properties() -> None:
         b"\0\4MQTT\5\xc4\0\0" + bytes([len(properties)]) + properties + lp(b"") + will + lp(b"u") + lp(b"p")
     )
     assert packets.parse_connect(data) == Connect(
-        V5, "", False, 0, "u", b"p", has_will=True, session_expiry_s=10, packet_max_bytes=4096,
-        wants_problems=False,
+        V5, "", False, 0, "u", b"p", will=Will("sensors/a/will", b"gone", 0), session_expiry_s=10,
+        packet_max_bytes=4096, wants_problems=False,
     )  # fmt: skip
 
 
@@ -90,6 +88,8 @@ MALFORMED_CONNECTS = {
     "reserved flag": b"\0\4MQTT\4\xc3\0\x3c" + lp(b"id") + lp(b"u") + lp(b"p"),
     "will of QoS 3": b"\0\4MQTT\4\xde\0\x3c" + lp(b"id") + lp(b"t") + lp(b"m") + lp(b"u") + lp(b"p"),
     "will flags without will": b"\0\4MQTT\4\xca\0\x3c" + lp(b"id") + lp(b"u") + lp(b"p"),
+    "will with a wildcard": b"\0\4MQTT\4\xc6\0\x3c" + lp(b"id") + lp(b"a/#") + lp(b"m") + lp(b"u") + lp(b"p"),
+    "will without a topic": b"\0\4MQTT\4\xc6\0\x3c" + lp(b"id") + lp(b"") + lp(b"m") + lp(b"u") + lp(b"p"),
     "password without name": b"\0\4MQTT\4\x42\0\x3c" + lp(b"id") + lp(b"p"),
     "cut": CONNECT_311[:-1],
     "longer": CONNECT_311 + b"\0",

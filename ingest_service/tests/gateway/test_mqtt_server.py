@@ -272,21 +272,64 @@ def test_qos_2_of_5_is_refused(
         assert connection.recv(100) == b""
 
 
-def test_will_and_retain_have_no_effect(
+def test_retain_has_no_effect(
     running: Gateway, device: Callable[..., Device], eventually: Callable[..., None]
 ) -> None:
-    """A device that brings a will or sets the retain flag is served like any other."""
-    a = device("a")
-    a.client.will_set("sensors/a/lp", "no2,sensor=a value=666 666000000", qos=1, retain=True)
-    a.connect()
+    """A message with the retain flag is taken like any other."""
+    a = device("a").connect()
     a.client.publish("sensors/a/lp", "no2,sensor=a value=1 1000000", qos=1, retain=True)
     eventually(lambda: a.answers)
-    sock = a.client.socket()
-    assert sock is not None
-    sock.shutdown(socket.SHUT_RDWR)
-    eventually(lambda: a.disconnects)
     running.end()
     assert running.spooled() == {("a", 1, 1.0)}
+
+
+@pytest.mark.parametrize("protocol", [MQTTv311, MQTTv5], ids=["3.1.1", "5"])
+def test_will(
+    running: Gateway, device: Callable[..., Device], eventually: Callable[..., None], protocol: int
+) -> None:
+    """It was accepted and never published: it is spooled when its device is cut off, not when it leaves."""
+    for name in ("a", "b"):
+        one = device(name, protocol=protocol)
+        will = f"online,sensor={name} value=0 666000000"
+        one.client.will_set(f"sensors/{name}/lp", will, qos=1, retain=True)
+        one.connect()
+        one.measure(1)
+        eventually(lambda one=one: one.answers)
+        if name == "b":
+            one.close()
+            continue
+        sock = one.client.socket()
+        assert sock is not None
+        sock.shutdown(socket.SHUT_RDWR)
+        eventually(lambda one=one: one.disconnects)
+        one.close()
+    eventually(lambda: running.metric("points_spooled_total") == 3)
+    running.end()
+    assert running.spooled() == {("a", 1, 1.0), ("b", 1, 1.0), ("a", 666, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "reason"),
+    [
+        ("sensors/b/lp", "online,sensor=b value=0", "acl"),
+        ("sensors/a/lp", "online,sensor=b value=0", "sensor"),
+        ("sensors/a/lp", "offline", "lines"),
+        ("status/a", "offline", "topic"),
+    ],
+)
+def test_will_that_is_no_message_of_its_device(
+    running: Gateway, eventually: Callable[..., None], topic: str, payload: str, reason: str
+) -> None:
+    """It goes where such a message goes."""
+    body = b"\0\4MQTT\4\xce\0\0" + text_of("x") + text_of(topic) + text_of(payload)
+    body += text_of("a") + text_of("password of a")
+    with raw(running) as connection:
+        connection.sendall(b"\x10" + bytes((len(body),)) + body)
+        assert _read(connection, 4) == b"\x20\2\0\0"
+    eventually(running.dead_letters)
+    assert [(letter["reason"], letter["topic"]) for letter in running.dead_letters()] == [(reason, topic)]
+    running.end()
+    assert running.spooled() == set()
 
 
 @pytest.mark.parametrize("protocol", [MQTTv311, MQTTv5], ids=["3.1.1", "5"])

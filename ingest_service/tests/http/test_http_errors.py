@@ -22,6 +22,7 @@ from fieldring.http.errors import MAX_REPORTED_LINES, answer, refused_lines
         (errors.RequestTimeout("no"), 408, {"Connection": "close"}),
         (errors.TooLarge("no"), 413, {}),
         (errors.UnsupportedMediaType("no"), 415, {}),
+        (errors.HeadTooLarge("no"), 431, {}),
         (errors.Overloaded("no", retry_after_s=7), 429, {"Retry-After": "7"}),
         (errors.StoreUnavailable("no"), 503, {"Retry-After": "1"}),
         (errors.SpoolFull("no"), 503, {"Retry-After": "1"}),

@@ -213,6 +213,22 @@ def test_one_that_breaks_off_is_no_write(service: Service) -> None:
     assert service.points("kept")
 
 
+@pytest.mark.parametrize("cut", [0, 100])
+def test_a_head_without_end_is_refused(shared: Service, taken: list[str], cut: int) -> None:
+    """431 in the one shape; a body of the same length is none."""
+    with connected(shared) as client:
+        client.sendall(request(b"#" * 60_000))
+        assert read_answer(client)[0] == 204
+        long = request(LINE % (b"a", T), Long=b"x" * 20_000)
+        client.sendall(long[:cut])
+        time.sleep(0.05)
+        client.sendall(long[cut:])
+        status, _, body = read_answer(client)
+    assert status == 431
+    assert set(json.loads(body)) == {"code", "message", "error", "errors"}
+    assert taken == ["/write"]
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_junk_behind_requests_takes_nobodys_answer(service: Service, count: int) -> None:
     """They were kept, and are told so; then the connection ends."""

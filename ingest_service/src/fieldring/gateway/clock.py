@@ -3,7 +3,8 @@
 A gateway without a battery starts with some old time. Until the first synchronisation its messages are
 held, durable and acknowledged, with boot id and monotonic time; then they are stamped with the time at which
 they really came. What was held over a restart without ever a synchronisation keeps the time the clock
-showed, and its sensors get the attribute ``gateway_clock: unsynchronised``.
+showed, and its sensors get the attribute ``gateway_clock: unsynchronised``, until their first message after
+a synchronisation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 import msgspec
 
 from fieldring.errors import ConfigurationError
-from fieldring.gateway.inbox import Inbox, Message, Verdict
+from fieldring.gateway.inbox import Inbox, Message, Moment, Verdict
+from fieldring.gateway.inbox import boottime_us as _boottime_us
 from fieldring.settings import Settings
 from fieldring.spool import Queue
 
@@ -60,7 +62,7 @@ class Clock:
         wait_s: float,
         synchronised: Callable[[], bool] = kernel_synchronised,
         boot_id: Callable[[], str] = _boot_id,
-        boottime_us: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000,
+        boottime_us: Callable[[], int] = _boottime_us,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._wait_us = int(wait_s * 1e6)
@@ -68,25 +70,29 @@ class Clock:
         self.boot_id = boot_id()
         self.boottime_us = boottime_us
         self.now_us = now_us
+        self.synchronised = False
+        """What ``trusted`` was told last, or true where nobody can be asked."""
         self._next_look = 0
-        self._trusted = False
+        self._waited = False
 
     def trusted(self) -> bool:
-        if self._trusted:
+        if self.synchronised:
             return True
         now = self.boottime_us()
-        if now < self._next_look:
-            return False
-        self._next_look = now + int(_CHECK_SECONDS * 1e6)
+        if now >= self._next_look:
+            self._next_look = now + int(_CHECK_SECONDS * 1e6)
+            self._look(now)
+        return self.synchronised or self._waited
+
+    def _look(self, now: int) -> None:
         try:
-            self._trusted = self._synchronised()
+            self.synchronised = self._synchronised()
         except OSError as error:
             _log.warning("cannot ask the kernel for its clock's state (%s): it is believed", error.strerror)
-            self._trusted = True
-        if not self._trusted and now > self._wait_us:
+            self.synchronised = True
+        if not self.synchronised and not self._waited and now > self._wait_us:
             _log.warning("the clock was not synchronised within %d s: it is believed", self._wait_us // 10**6)
-            self._trusted = True
-        return self._trusted
+            self._waited = True
 
     def time_of(self, boot_id: str, boottime_us: int) -> int | None:
         """When something happened in this boot; None for another one."""
@@ -100,6 +106,8 @@ class _Held(msgspec.Struct, array_like=True):
     boottime_us: int
     shown_us: int
     messages: list[tuple[str, bytes, str]]
+    arrived_us: list[int] = []
+    """``boottime_us`` of each message; the release before had only one for all."""
 
 
 class WaitingRoom:
@@ -111,11 +119,17 @@ class WaitingRoom:
         self._clock = clock
         self._lock = threading.Lock()
         self._open = False
+        inbox.clock_synchronised = False
 
     @property
     def open(self) -> bool:
         """Whether messages pass; HTTP devices are asked to come again while they do not."""
         return self._open
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is open, and not for want of a synchronisation only: ``release`` has nothing to do."""
+        return self._open and self._inbox.clock_synchronised
 
     @property
     def held(self) -> int:
@@ -126,22 +140,29 @@ class WaitingRoom:
         with self._lock:
             if self._release():
                 return self._inbox.take(messages)
-            clock = self._clock
-            new = [message for message in messages if not self._inbox.knows(message)]
+            clock, deliveries = self._clock, self._inbox.deliveries
+            known = deliveries.check(messages)
+            new = [message for message, again in zip(messages, known, strict=True) if not again]
             if new:
+                now = clock.boottime_us()
                 held = _Held(
                     clock.boot_id,
-                    clock.boottime_us(),
+                    now,
                     clock.now_us(),
                     [(message.topic, message.payload, message.user) for message in new],
+                    [message.arrived_us or now for message in new],
                 )
                 self._queue.append(msgspec.msgpack.encode(held))
-                self._inbox.remember(new)
+            deliveries.settle()
             return [Verdict()] * len(messages)
 
     def release(self) -> None:
-        """Stamp and hand on what is held, if the clock can be believed by now."""
-        if not self._open:
+        """Stamp and hand on what is held, if the clock can be believed by now.
+
+        Raises:
+            SpoolFull, OSError: as ``Inbox.take``; what is not handed on stays held.
+        """
+        if not self.settled:
             with self._lock:
                 self._release()
 
@@ -149,20 +170,24 @@ class WaitingRoom:
         self._queue.close()
 
     def _release(self) -> bool:
-        if self._open:
+        if self.settled:
             return True
-        if not self._clock.trusted():
-            return False
+        trusted = self._clock.trusted()
+        self._inbox.clock_synchronised = self._clock.synchronised
+        if self._open or not trusted:
+            return self._open
         count = 0
         while records := self._queue.read(_READ_BYTES):
             for record in records:
                 held = msgspec.msgpack.decode(record.payload, type=_Held)
                 when = self._clock.time_of(held.boot_id, held.boottime_us)
-                marks: dict[str, str] = {}
-                if when is None:
-                    when, marks = held.shown_us, {"gateway_clock": "unsynchronised"}
-                messages = [Message(topic, payload, user=user) for topic, payload, user in held.messages]
-                self._inbox.take(messages, now_us=when, attributes=marks)
+                moment = Moment(held.shown_us if when is None else when, held.boottime_us)
+                arrived_us = held.arrived_us or [0] * len(held.messages)
+                messages = [
+                    Message(topic, payload, user=user, arrived_us=arrived)
+                    for (topic, payload, user), arrived in zip(held.messages, arrived_us, strict=True)
+                ]
+                self._inbox.take(messages, moment=moment, unsynchronised=when is None)
                 count += len(messages)
                 self._queue.commit(record.position)
         if count:

@@ -27,7 +27,6 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _HANDSHAKE_SECONDS = 10.0
 _BACKLOG = 512
 _SWEEP_SECONDS = 1.0
-_IDLE_HTTP_SECONDS = 75.0
 _START_SECONDS = 30.0
 
 _log = logging.getLogger(__name__)
@@ -143,6 +142,9 @@ class Devices(threading.Thread):
             self._settled.set()
 
     async def _serve(self) -> None:
+        # Not needed where mosquitto listens, and uvicorn takes its time and memory.
+        from fieldring.gateway.http_server import HttpServer
+
         settings, metrics = self._settings, self._metrics
         loop = asyncio.get_running_loop()
         self._loop, self._end = loop, asyncio.Event()
@@ -156,7 +158,11 @@ class Devices(threading.Thread):
             connections_max=settings.device_connections_max,
         )
         self._server = mqtt
-        http = _Http(self._make_http(self._accounts), connections_max=settings.device_connections_max)
+        http = HttpServer(
+            self._make_http(self._accounts),
+            connections_max=settings.device_connections_max,
+            metrics=metrics,
+        )
         servers = []
         try:
             if self._mqtt:
@@ -203,49 +209,3 @@ class Devices(threading.Thread):
         self.ports[name] = server.sockets[0].getsockname()[1]
         _log.info("devices may connect to %s:%d (%s)", host or "*", self.ports[name], name)
         return server
-
-
-class _Http:
-    """Uvicorn's protocol without its server, on our loop; ends connections that send no request."""
-
-    def __init__(self, app: HttpIn, *, connections_max: int) -> None:
-        import uvicorn
-        from uvicorn.server import ServerState
-
-        logging.getLogger("uvicorn.access").disabled = True
-        self._app = app
-        self._config = uvicorn.Config(
-            app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=75,
-            limit_concurrency=connections_max,
-        )
-        self._config.load()
-        self._state = ServerState()
-        self._idle: dict[Any, float] = {}
-
-    def __call__(self) -> Any:
-        return self._config.http_protocol_class(  # type: ignore[call-arg]
-            config=self._config, server_state=self._state, app_state={}
-        )
-
-    def sweep(self, now: float) -> None:
-        idle = {c for c in self._state.connections if (cycle := c.cycle) is None or cycle.response_complete}  # type: ignore[union-attr]
-        self._idle = {c: self._idle.get(c, now) for c in idle}
-        for connection, since in self._idle.items():
-            if now - since > _IDLE_HTTP_SECONDS and connection.transport is not None:
-                connection.transport.close()
-
-    async def close(self) -> None:
-        for connection in tuple(self._state.connections):
-            connection.shutdown()
-        end = asyncio.get_running_loop().time() + 5.0
-        while self._state.tasks and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(0.01)
-        await asyncio.to_thread(self._app.close)

@@ -13,6 +13,7 @@ from typing import Any
 
 from fieldring.errors import ConfigurationError, SpoolFull
 from fieldring.gateway.clock import open_room
+from fieldring.gateway.clock_marks import ClockMarks
 from fieldring.gateway.dead_letter import DeadLetters
 from fieldring.gateway.devices import Devices
 from fieldring.gateway.http_in import HttpIn
@@ -78,6 +79,7 @@ class Forwarder:
             dead_letters=dead_letters,
             metrics=metrics,
             series_tags=settings.series_tags,
+            marks=ClockMarks(Path(settings.spool_dir) / "clock_marks.json"),
         )
         self._room = open_room(settings, self._inbox)
         self._sender = Sender(
@@ -162,7 +164,7 @@ class Forwarder:
     def _tick(self) -> None:
         self._upstreams.enforce_deadline()
         self._inflow.note(time.monotonic(), self._queue.appended_bytes)
-        if self._room is not None and not self._room.open:
+        if self._room is not None and not self._room.settled:
             try:
                 self._room.release()
             except (SpoolFull, OSError) as error:

@@ -70,7 +70,10 @@ class _Progress:
 
 
 class HttpIn:
-    """The ASGI application. Logging in, decoding and keeping run in threads."""
+    """The ASGI application. Logging in, decoding and keeping run in threads.
+
+    An error that the server puts into the state as ``refusal`` is the answer to every request.
+    """
 
     def __init__(
         self,
@@ -139,6 +142,8 @@ class HttpIn:
     async def _handle(
         self, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Message]]
     ) -> tuple[int, dict[str, str], bytes]:
+        if "refusal" in scope["state"]:
+            raise scope["state"]["refusal"]
         path, method = scope["path"], scope["method"]
         methods = self._routes.get(path)
         if methods is None:

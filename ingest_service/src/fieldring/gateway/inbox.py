@@ -2,33 +2,35 @@
 
 A group of messages becomes as few spool records as possible, because each costs an fdatasync here
 and a request upstream. Rows of one block share ``received``, so a key may stand in it only once: a
-second value for the same sensor and time starts the next block, with a later ``received``.
+second value for the same sensor and time starts the next block, with a later ``received``. So does another
+value of a sensor's attribute, which has no time of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from fieldring.errors import ClientError, UnsupportedMediaType
+from fieldring.gateway.clock_marks import ClockMarks, Pending
 from fieldring.gateway.dead_letter import DeadLetters, payload_fields
+from fieldring.gateway.deliveries import Deliveries
 from fieldring.gateway.metrics import Metrics
 from fieldring.model import Batch
 from fieldring.wire import block, line_protocol, senml
 
-__all__ = ["Inbox", "Message", "Spool", "Verdict"]
-
-_RECENT = 20_000
-"""Remembered message ids of all clients, 200 times what one may have in flight."""
+__all__ = ["Inbox", "Message", "Moment", "Spool", "Verdict", "boottime_us"]
 
 _AHEAD_MS = 300_000
-_MAX_AHEAD = 10_000
-_NOTHING: Mapping[str, str] = {}
+
+_SPREAD_MS = 10_000
+"""How far messages that come at once are set apart; a time further ahead is from before the clock was set."""
+
+_STAMPED_SENSORS = 10_000
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +39,9 @@ class Message(NamedTuple):
     """What the broker delivered, or a device sent itself.
 
     ``client`` makes ``mid`` unique. ``user`` is the device that logged in: it may write under its own name
-    only. Empty where a broker has checked that already.
+    only. Empty where a broker has checked that already. ``arrived_us`` is ``boottime_us`` when it came, which
+    no setting of the clock changes; 0 is when it is taken. ``connection`` differs from one connection of a
+    client to the next.
     """
 
     topic: str
@@ -47,6 +51,20 @@ class Message(NamedTuple):
     client: str = ""
     user: str = ""
     qos: int = 1
+    arrived_us: int = 0
+    connection: float = 0
+
+
+class Moment(NamedTuple):
+    """One moment on both clocks, in µs: since 1970, and since the boot."""
+
+    now_us: int
+    boottime_us: int
+
+
+def boottime_us() -> int:
+    """Time since the boot in µs, suspension included."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
 
 
 class Verdict(NamedTuple):
@@ -81,65 +99,52 @@ class Inbox:
         dead_letters: DeadLetters,
         metrics: Metrics,
         series_tags: Collection[str] = (),
+        marks: ClockMarks | None = None,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        boottime_us: Callable[[], int] = boottime_us,
     ) -> None:
         self._spool = spool
         self._dead_letters = dead_letters
         self._metrics = metrics
         self._series_tags = frozenset(series_tags)
+        self._marks = ClockMarks() if marks is None else marks
         self._now_us = now_us
+        self._boottime_us = boottime_us
         self._received = 0
         self._received_lock = threading.Lock()
-        self._recent: OrderedDict[tuple[str, int], int] = OrderedDict()
-        self._ahead: set[str] = set()
-
-    def knows(self, message: Message) -> bool:
-        """Whether this is a message that was taken already, and comes again."""
-        key = (message.client, message.mid)
-        return message.dup and bool(message.mid) and self._recent.get(key) == _digest(message.payload)
-
-    def remember(self, messages: Iterable[Message]) -> None:
-        """``knows`` these from now on."""
-        for message in messages:
-            if message.mid:
-                self._recent[(message.client, message.mid)] = _digest(message.payload)
+        self._stamped: OrderedDict[str, int] = OrderedDict()
+        self.deliveries = Deliveries()
+        self.clock_synchronised = True
+        """Whether ``gateway_clock: unsynchronised`` may be taken back."""
 
     def take(
-        self,
-        messages: Sequence[Message],
-        *,
-        now_us: int | None = None,
-        attributes: Mapping[str, str] = _NOTHING,
+        self, messages: Sequence[Message], *, moment: Moment | None = None, unsynchronised: bool = False
     ) -> list[Verdict]:
         """Make all of ``messages`` durable; only then may they be acknowledged. What became of each.
 
-        ``now_us`` is when they came, where that is not now; ``attributes`` are given to their sensors.
+        ``moment`` is when they were taken, where that is not now; ``unsynchronised`` marks their sensors,
+        as nobody knows how far its ``now_us`` was from the truth.
 
         Raises:
             SpoolFull: nothing may be acknowledged, the broker keeps the messages.
             OSError: likewise, the spool's disk failed.
         """
         self._metrics.received.inc(len(messages))
-        if now_us is None:
-            now_us = self._now_us()
-        now_ms = now_us // 1000
+        now_us, up_us = moment or (self._now_us(), self._boottime_us())
         batches: list[Batch] = []
         letters: list[tuple[str, dict[str, Any]]] = []
         verdicts: list[Verdict] = []
-        digests: dict[tuple[str, int], int] = {}
+        pending: Pending = {}
         seen: set[tuple[str, int]] = set()
-        for message in messages:
-            if message.mid:
-                key = (message.client, message.mid)
-                digest = _digest(message.payload)
-                if message.dup and digests.get(key, self._recent.get(key)) == digest:
-                    # It was spooled, but its acknowledgement got lost with the connection.
-                    self._metrics.redelivered.inc()
-                    verdicts.append(_KEPT)
-                    continue
-                digests[key] = digest
+        for message, known in zip(messages, self.deliveries.check(messages), strict=True):
+            if known:
+                # It was spooled, but its acknowledgement got lost with the connection.
+                self._metrics.redelivered.inc()
+                verdicts.append(_KEPT)
+                continue
+            arrived_ms = (now_us - up_us + message.arrived_us if message.arrived_us else now_us) // 1000
             try:
-                batch, refused_lines = self._decode(message, now_ms=now_ms)
+                batch, refused_lines = self._decode(message, arrived_ms=arrived_ms)
             except _Refused as refused:
                 letters.append((refused.reason, self._letter(message, str(refused))))
                 verdicts.append(Verdict(refused.reason, str(refused)))
@@ -154,52 +159,73 @@ class Inbox:
             keys = set(zip(batch.sensors, batch.times_ms, strict=True))
             if not keys:
                 continue
-            self._mark_clock(batch, now_ms=now_ms)
-            for name, value in attributes.items():
-                for sensor in set(batch.sensors):
-                    batch.attributes[sensor] = batch.attributes.get(sensor, {}) | {name: value}
-            if not batches or not seen.isdisjoint(keys):
+            ahead = max(batch.times_ms) > arrived_ms + _AHEAD_MS
+            if ahead or unsynchronised or pending or self._marks.wrong:
+                self._mark_clocks(batch, ahead=ahead, unsynchronised=unsynchronised, pending=pending)
+            if not batches or not seen.isdisjoint(keys) or _contradicts(batches[-1], batch):
                 batches.append(Batch())
                 seen = set()
             seen |= keys
             _extend(batches[-1], batch)
         for batch in batches:
-            self.keep(batch, now_us=now_us)
+            self._append(batch, now_us=now_us)
         self._dead_letters.messages(letters, now_s=now_us / 1e6)
-        for key, digest in digests.items():
-            self._recent[key] = digest
-            self._recent.move_to_end(key)
-        while len(self._recent) > _RECENT:
-            self._recent.popitem(last=False)
+        self.deliveries.settle()
+        self._marks.settle(pending)
         return verdicts
 
-    def keep(self, batch: Batch, *, now_us: int | None = None) -> None:
-        """Make one batch durable, which must hold no key twice. From any thread.
+    def keep(self, batch: Batch) -> None:
+        """Make one batch of one sensor durable, which must hold no key twice. From any thread.
 
         Raises:
             SpoolFull, OSError: as ``take``.
         """
+        now_us = self._now_us()
+        pending: Pending = {}
+        ahead = batch.span[1] > now_us // 1000 + _AHEAD_MS
+        if ahead or self._marks.wrong:
+            self._mark_clocks(batch, ahead=ahead, unsynchronised=False, pending=pending)
+        self._append(batch, now_us=now_us)
+        self._marks.settle(pending)
+
+    def _append(self, batch: Batch, *, now_us: int) -> None:
         with self._received_lock:
-            self._received = batch.received = max(now_us or self._now_us(), self._received + 1)
+            self._received = batch.received = max(now_us, self._received + 1)
         self._spool.append(block.encode(batch))
         self._metrics.spooled_blocks.inc()
         self._metrics.spooled_points.inc(batch.points)
 
-    def _mark_clock(self, batch: Batch, *, now_ms: int) -> None:
-        """Times are kept as they are; a device whose clock is ahead of ours is told apart by an attribute."""
-        sensor, ahead = batch.sensors[0], max(batch.times_ms) > now_ms + _AHEAD_MS
-        if ahead == (sensor in self._ahead):
-            return
-        if ahead:
-            if len(self._ahead) >= _MAX_AHEAD:
-                return
-            self._ahead.add(sensor)
+    def _mark_clocks(self, batch: Batch, *, ahead: bool, unsynchronised: bool, pending: Pending) -> None:
+        """Times are kept as they are; an attribute tells that a clock is wrong, and when it is right."""
+        if unsynchronised:
+            # Beside this host's clock a device's cannot be judged.
+            states = {"gateway_clock": "unsynchronised"}
         else:
-            self._ahead.discard(sensor)
-        mark = {"device_clock": "ahead" if ahead else "ok"}
-        batch.attributes[sensor] = batch.attributes.get(sensor, {}) | mark
+            states = {"device_clock": "ahead" if ahead else "ok"}
+            if self.clock_synchronised:
+                states["gateway_clock"] = "ok"
+        (sensor,) = batch.names
+        due = self._marks.due(sensor, states, pending)
+        if due:
+            batch.attributes[sensor] = batch.attributes.get(sensor, {}) | due
 
-    def _decode(self, message: Message, *, now_ms: int) -> tuple[Batch, list[dict[str, Any]]]:
+    def _stamp(self, sensor: str, arrived_ms: int) -> int:
+        """The time for what has none: that of its arrival, or the next ms that this sensor has not used.
+
+        Otherwise two messages within one ms were one key, and the first would be lost.
+        """
+        last = self._stamped.get(sensor)
+        if last is None or not arrived_ms <= last <= arrived_ms + _SPREAD_MS:
+            return arrived_ms
+        return min(last + 1, arrived_ms + _SPREAD_MS)
+
+    def _stamped_at(self, sensor: str, time_ms: int) -> None:
+        self._stamped[sensor] = time_ms
+        self._stamped.move_to_end(sensor)
+        if len(self._stamped) > _STAMPED_SENSORS:
+            self._stamped.popitem(last=False)
+
+    def _decode(self, message: Message, *, arrived_ms: int) -> tuple[Batch, list[dict[str, Any]]]:
         levels = message.topic.split("/")
         if len(levels) != 3 or levels[0] != "sensors" or not levels[1]:
             raise _Refused("topic", "the topic must be sensors/<sensor>/senml or sensors/<sensor>/lp")
@@ -207,6 +233,7 @@ class Inbox:
         if message.user and sensor != message.user:
             raise _Refused("acl", f"{message.user!r} may publish under its own name only")
         payload = message.payload
+        now_ms = self._stamp(sensor, arrived_ms)
         try:
             if kind == "senml":
                 media = "json" if payload.lstrip()[:1] in (b"[", b"{", b"") else "cbor"
@@ -234,6 +261,8 @@ class Inbox:
             )
         if not len(decoded.batch) and not decoded.errors:
             raise _Refused("payload", "no points in it")
+        if now_ms in decoded.batch.times_ms:
+            self._stamped_at(sensor, now_ms)
         return decoded.batch, [{"line": error.line, "reason": error.reason} for error in decoded.errors[:100]]
 
     @staticmethod
@@ -244,8 +273,13 @@ class Inbox:
         return letter | payload_fields(message.payload)
 
 
-def _digest(payload: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(payload, digest_size=8, person=b"fieldring").digest(), "little")
+def _contradicts(target: Batch, batch: Batch) -> bool:
+    """Whether a sensor's attribute has another value in ``batch``: one block would keep the last only."""
+    for sensor, attributes in batch.attributes.items():
+        known = target.attributes.get(sensor)
+        if known is not None and any(known.get(name, value) != value for name, value in attributes.items()):
+            return True
+    return False
 
 
 def _extend(target: Batch, batch: Batch) -> None:

@@ -22,7 +22,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fieldring.errors import SpoolFull
-from fieldring.gateway.inbox import Message
+from fieldring.gateway.inbox import Message, boottime_us
 from fieldring.gateway.metrics import Metrics
 
 __all__ = ["TOPIC", "Listener"]
@@ -58,6 +58,7 @@ class Listener:
         self._metrics = metrics
         self._group: list[Message] = []
         self._group_bytes = 0
+        self._connection = 0
         self._acknowledge: list[int] = []
         self._group_limit = _GROUP_MESSAGES
         self._failures = 0
@@ -169,6 +170,7 @@ class Listener:
             self._failed(f"refused the connection: {reason}")
             client.disconnect()
             return
+        self._connection += 1
         if not flags.session_present:
             _log.warning("broker %s: had no session for us, a new one starts now", self._address)
         client.subscribe([(TOPIC, 1), (_DROPPED_TOPIC, 0)])
@@ -197,7 +199,16 @@ class Listener:
             # A copy sent because we subscribed anew; the original came to our session when it was published.
             self._metrics.retained.inc()
             return
-        self._group.append(Message(message.topic, bytes(message.payload), message.mid, message.dup))
+        self._group.append(
+            Message(
+                message.topic,
+                bytes(message.payload),
+                message.mid,
+                message.dup,
+                arrived_us=boottime_us(),
+                connection=self._connection,
+            )
+        )
         self._group_bytes += len(message.payload)
 
     def _on_disconnect(

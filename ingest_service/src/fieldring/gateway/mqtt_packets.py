@@ -27,6 +27,7 @@ __all__ = [
     "ProtocolError",
     "Publish",
     "Reason",
+    "Will",
     "connack",
     "disconnect",
     "frame",
@@ -107,6 +108,14 @@ class Frame(NamedTuple):
     end: int
 
 
+class Will(NamedTuple):
+    """A message for when its client goes without saying so. Its properties say nothing to us."""
+
+    topic: str
+    payload: bytes
+    qos: int
+
+
 @dataclass(frozen=True, slots=True)
 class Connect:
     version: int
@@ -115,7 +124,7 @@ class Connect:
     keepalive_s: int
     username: str | None
     password: bytes | None
-    has_will: bool
+    will: Will | None = None
     session_expiry_s: int = 0
     packet_max_bytes: int = 268_435_460
     wants_problems: bool = True
@@ -305,11 +314,13 @@ def parse_connect(data: bytes) -> Connect:
     if _AUTH_DATA in properties and _AUTH_METHOD not in properties:
         raise ProtocolError("authentication data without a method", reason=Reason.PROTOCOL_ERROR)
     client_id = body.text()
+    will = None
     if has_will:
         if version == V5:
             _properties(body, _OF_WILL)
-        body.text()
-        body.binary()
+        will = Will(body.text(), body.binary(), will_qos)
+        if not will.topic or "+" in will.topic or "#" in will.topic:
+            raise ProtocolError(f"a will for the topic {will.topic[:80]!r}", reason=Reason.TOPIC)
     username = body.text() if has_username else None
     password = body.binary() if has_password else None
     body.finish()
@@ -326,7 +337,7 @@ def parse_connect(data: bytes) -> Connect:
         keepalive_s=keepalive_s,
         username=username,
         password=password,
-        has_will=has_will,
+        will=will,
         session_expiry_s=expiry,
         packet_max_bytes=packet_maximum,
         wants_problems=properties.get(_WANTS_PROBLEMS, 1) == 1,

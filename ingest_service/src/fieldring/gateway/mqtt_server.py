@@ -2,8 +2,13 @@
 
 What it does with what it does not offer: SUBSCRIBE is refused by code. QoS 2 is not offered under 5 (the
 CONNACK says so, a message sent all the same ends the connection with 0x9B); under 3.1.1, which has no
-way to refuse it, it is taken with the promise of QoS 1 and the handshake of 2. Wills, retain flags and the
+way to refuse it, it is taken with the promise of QoS 1 and the handshake of 2. Retain flags and the
 properties of messages are taken and have no effect. Topic aliases are not offered. 3.1 is refused.
+
+A will goes the way of any message of its client as soon as the connection ends without a DISCONNECT that
+takes it back, also where the listener ends it; a will delay counts as 0. It is in memory only until it is
+durable, so a forwarder that is killed loses it. One that its client could not publish is refused with the
+CONNECT under 5; 3.1.1 knows no refusal of a message, so there it becomes a dead letter as that would.
 
 Memory is bounded whatever clients do: per connection by the packet limit and the messages not yet
 acknowledged, together by budgets; a client that does not read its answers is not read either.
@@ -18,7 +23,7 @@ import logging
 import secrets
 import socket
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
@@ -26,9 +31,9 @@ from typing import cast
 from fieldring.gateway import mqtt_packets as packets
 from fieldring.gateway.accounts import Accounts
 from fieldring.gateway.group_commit import GroupCommit
-from fieldring.gateway.inbox import Message, Verdict
+from fieldring.gateway.inbox import Message, Verdict, boottime_us
 from fieldring.gateway.metrics import Metrics
-from fieldring.gateway.mqtt_packets import V5, ProtocolError, Reason
+from fieldring.gateway.mqtt_packets import V5, ProtocolError, Reason, Will
 
 __all__ = ["IN_FLIGHT", "MqttServer"]
 
@@ -43,6 +48,10 @@ _WAITING_MAX_BYTES = 8_388_608
 _PARTIAL_MAX_BYTES = 16_777_216
 _PARTIAL_FREE_BYTES = 65_536
 _WRITE_HIGH_BYTES = 65_536
+_WILLS_MAX_BYTES = 4_194_304
+_WILL_BYTES = 512
+"""What a will costs beside its topic and payload, about."""
+
 _SESSIONS = 10_000
 _CLOSE_SECONDS = 2.0
 
@@ -82,6 +91,8 @@ class MqttServer:
         self._clients: dict[tuple[str, str], _Connection] = {}
         # Until when a session lasts; None while its client is connected, or without end.
         self._sessions: OrderedDict[tuple[str, str], float | None] = OrderedDict()
+        self._wills_refused: deque[_LastMessage] = deque()
+        self._will_bytes = 0
 
     def __call__(self) -> asyncio.Protocol:
         """For ``create_server``."""
@@ -118,8 +129,43 @@ class MqttServer:
             elif lasts_s is not None:
                 self._sessions[client] = time.monotonic() + lasts_s
 
+    def hold_will(self, will: Will) -> bool:
+        """Whether there is room for it, until ``drop_will`` or until it is kept."""
+        size = _cost(will)
+        while self._will_bytes + size > _WILLS_MAX_BYTES and self._wills_refused:
+            # Devices that are there go before those that have gone.
+            given_up = self._wills_refused.popleft()
+            _log.error("a will for %s is given up: the spool has no room for it", given_up.will.topic)
+            self.drop_will(given_up.will)
+        if self._will_bytes + size > _WILLS_MAX_BYTES:
+            return False
+        self._will_bytes += size
+        return True
+
+    def drop_will(self, will: Will) -> None:
+        self._will_bytes -= _cost(will)
+
+    def publish_will(self, will: Will, *, source: str, device: str) -> None:
+        """As if its client had sent it."""
+        message = Message(
+            will.topic,
+            will.payload,
+            client=source,
+            user=device,
+            qos=will.qos,
+            arrived_us=boottime_us(),
+        )
+        self.commit.add(message, _LastMessage(self, will, message))
+
+    def will_refused(self, last: _LastMessage) -> None:
+        """Nobody sends it again, so it is tried again from here."""
+        self._wills_refused.append(last)
+
     def sweep(self) -> None:
         """About once a second: end who is silent, stalled, or no longer allowed."""
+        while self._wills_refused and not self.commit.refusing:
+            last = self._wills_refused.popleft()
+            self.commit.add(last.message, last)
         now = self.loop.time()
         allowed: dict[str, bytes] = {}
         for connection in tuple(self.connections):
@@ -140,7 +186,26 @@ class MqttServer:
             await asyncio.sleep(0.01)
         for connection in tuple(self.connections):
             connection.abort()
+        while not self.commit.idle and self.loop.time() < end + 1.5 * _CLOSE_SECONDS:
+            await asyncio.sleep(0.01)  # what is left are wills
+        if self._wills_refused:
+            _log.error("%d wills are lost: the spool had no room for them", len(self._wills_refused))
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _LastMessage:
+    """A will on its way to the spool. Its client has gone, so there is nobody to answer."""
+
+    def __init__(self, server: MqttServer, will: Will, message: Message) -> None:
+        self._server = server
+        self.will = will
+        self.message = message
+
+    def kept(self, verdicts: Sequence[tuple[Message, Verdict]]) -> None:
+        self._server.drop_will(self.will)
+
+    def not_kept(self, reason: str) -> None:
+        self._server.will_refused(self)
 
 
 class _Connection(asyncio.Protocol):
@@ -158,6 +223,7 @@ class _Connection(asyncio.Protocol):
         self._wants_problems = True
         self._answer_max_bytes = 0
         self._login: asyncio.Task[None] | None = None
+        self._will: Will | None = None
         self._fingerprint = b""
         self._uncommitted = 0
         self._paused = False
@@ -188,6 +254,7 @@ class _Connection(asyncio.Protocol):
         self._ended = True
         if self._login is not None:
             self._login.cancel()
+        self._publish_will()
         self._hold(0)
         self._buffer = bytearray()
         server.connections.discard(self)
@@ -213,8 +280,18 @@ class _Connection(asyncio.Protocol):
         held = len(self._buffer)
         self._buffer += data
         self._hold(len(self._buffer), before=held)
-        if not self._stopped():
+        if self._stopped():
+            self._reading()
+        else:
             self._parse()
+        # Also of who is not parsed now: what came with one read is held.
+        if (
+            len(self._buffer) > _PARTIAL_FREE_BYTES
+            and self._server.partial_bytes > _PARTIAL_MAX_BYTES
+            and not self._ended
+        ):
+            self._server.metrics.device_refused.labels("memory").inc()
+            self.end(Reason.QUOTA)
 
     def _hold(self, size: int, *, before: int | None = None) -> None:
         self._server.partial_bytes += size - (len(self._buffer) if before is None else before)
@@ -272,10 +349,6 @@ class _Connection(asyncio.Protocol):
         if position:
             del buffer[:position]
             self._hold(len(buffer), before=before)
-        if len(buffer) > _PARTIAL_FREE_BYTES and server.partial_bytes > _PARTIAL_MAX_BYTES:
-            server.metrics.device_refused.labels("memory").inc()
-            self.end(Reason.QUOTA)
-            return
         self._reading()
 
     def _packet(self, kind: int, flags: int, body: bytes) -> None:
@@ -298,11 +371,13 @@ class _Connection(asyncio.Protocol):
             self._server.metrics.device_refused.labels("subscribe").inc()
             self._write(answer(mid, count, self._version))
         elif kind == packets.DISCONNECT:
-            _, expiry = packets.parse_disconnect(body, self._version)
+            reason, expiry = packets.parse_disconnect(body, self._version)
             if expiry is not None:
                 if not self._lasts_s and expiry:
                     raise ProtocolError("a session cannot begin at its end", reason=Reason.PROTOCOL_ERROR)
                 self._lasts_s = expiry
+            if reason == Reason.SUCCESS:
+                self._drop_will()
             self._close()
         else:
             raise ProtocolError(f"packet type {kind} at this point", reason=Reason.PROTOCOL_ERROR)
@@ -312,9 +387,9 @@ class _Connection(asyncio.Protocol):
     def _connect(self, body: bytes) -> None:
         try:
             connect = packets.parse_connect(body)
-        except ProtocolError as error:
-            if error.reason == Reason.UNSUPPORTED_VERSION and body[:6] == b"\0\4MQTT" and body[6:7] == b"\5":
-                self._version = V5
+        except ProtocolError:
+            if body[:7] == b"\0\4MQTT\5":
+                self._version = V5  # which is told why
             raise
         self._version = connect.version
         if connect.auth_method is not None:
@@ -332,9 +407,13 @@ class _Connection(asyncio.Protocol):
         server = self._server
         name = connect.username or ""
         known = await server.verify(name, connect.password or b"")
+        if self._ended:
+            return
         if not known:
             await asyncio.sleep(_FAILED_LOGIN_SECONDS)
             self._refuse(Reason.BAD_LOGIN, text=f"wrong password or unknown device {name[:80]!r}")
+            return
+        if connect.will is not None and not self._takes_will(connect.will, connect.version, device=name):
             return
         client_id = connect.client_id
         assigned = None
@@ -347,6 +426,7 @@ class _Connection(asyncio.Protocol):
         # The name belongs to the account: no device can take over what another one began.
         self._client = (name, client_id)
         self._source = f"{name}\0{client_id}"
+        self._will = connect.will
         self.username = name
         self._fingerprint = server.accounts.fingerprint(name)
         self._keepalive_s = connect.keepalive_s * 1.5
@@ -367,6 +447,15 @@ class _Connection(asyncio.Protocol):
         self._login = None
         self._go_on()
 
+    def _takes_will(self, will: Will, version: int, *, device: str) -> bool:
+        """Whether the client may come with it; says so where it may not."""
+        reason = _refusal_of(will, device=device) if version == V5 else Reason.SUCCESS
+        if reason == Reason.SUCCESS and not self._server.hold_will(will):
+            reason = Reason.QUOTA
+        if reason != Reason.SUCCESS:
+            self._refuse(reason, text=f"a will of {device} for {will.topic[:80]!r}: 0x{reason:02x}")
+        return reason == Reason.SUCCESS
+
     def _refuse(self, reason: int, *, text: str) -> None:
         """A CONNACK that says no, then the end."""
         if text:
@@ -383,7 +472,10 @@ class _Connection(asyncio.Protocol):
         if qos == 2 and self._version == V5:
             raise ProtocolError("QoS 2 is not offered", reason=Reason.QOS)
         self._uncommitted += 1
-        self._server.commit.add(Message(topic, payload, mid, dup, self._source, self.username, qos), self)
+        message = Message(
+            topic, payload, mid, dup, self._source, self.username, qos, boottime_us(), self._began
+        )
+        self._server.commit.add(message, self)
 
     def kept(self, verdicts: Sequence[tuple[Message, Verdict]]) -> None:
         if self._ended:
@@ -413,6 +505,18 @@ class _Connection(asyncio.Protocol):
 
     # -- the end -----------------------------------------------------------------------------
 
+    def _drop_will(self) -> None:
+        will, self._will = self._will, None
+        if will is not None:
+            self._server.drop_will(will)
+
+    def _publish_will(self) -> None:
+        """Once, when the connection is given up: its end may come long after, of who has gone."""
+        will, self._will = self._will, None
+        if will is not None:
+            _log.info("%s (%s): its will is published", self._peer, self.username)
+            self._server.publish_will(will, source=self._source, device=self.username)
+
     def sweep(self, now: float, fingerprint: bytes) -> None:
         if self._ended:
             if self._transport is not None and now - self._heard > _STALLED_SECONDS:
@@ -424,17 +528,22 @@ class _Connection(asyncio.Protocol):
                 self.abort()
         elif fingerprint != self._fingerprint:
             _log.info("%s: the account %s was changed or withdrawn", self._peer, self.username)
+            if not fingerprint:
+                self._drop_will()  # no message of a device without an account is taken
             self.end(Reason.NOT_AUTHORIZED)
         elif self._unread:
             if now - self._heard > max(_STALLED_SECONDS, self._keepalive_s):
                 self.abort()
-        elif self._paused:
-            self._go_on()
-        elif (self._keepalive_s and now - self._heard > self._keepalive_s) or (
-            self._buffer and now - self._heard > _STALLED_SECONDS
-        ):
-            self._server.metrics.device_refused.labels("silent").inc()
-            self.end(Reason.KEEP_ALIVE)
+        else:
+            if self._paused or self._buffer:
+                self._go_on()
+            if self._paused or self._ended:
+                return  # who is not read cannot be heard
+            if (self._keepalive_s and now - self._heard > self._keepalive_s) or (
+                self._buffer and now - self._heard > _STALLED_SECONDS
+            ):
+                self._server.metrics.device_refused.labels("silent").inc()
+                self.end(Reason.KEEP_ALIVE)
 
     def end(self, reason: int) -> None:
         """Say why, where the version can, and close."""
@@ -446,11 +555,13 @@ class _Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         self._ended = True
+        self._publish_will()
         if self._transport is not None:
             self._transport.abort()
 
     def _close(self) -> None:
         self._ended = True
+        self._publish_will()
         if self._transport is not None:
             if self._unread:
                 self._transport.abort()
@@ -460,6 +571,22 @@ class _Connection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+
+def _cost(will: Will) -> int:
+    return len(will.topic) + len(will.payload) + _WILL_BYTES
+
+
+def _refusal_of(will: Will, *, device: str) -> int:
+    """What a PUBLISH like it would be answered. The inbox judges it too, when it is published."""
+    levels = will.topic.split("/")
+    if len(levels) != 3 or levels[0] != "sensors" or not levels[1]:
+        return Reason.TOPIC
+    if levels[1] != device:
+        return Reason.NOT_AUTHORIZED
+    if levels[2] not in ("senml", "lp"):
+        return Reason.TOPIC
+    return Reason.QOS if will.qos == 2 else Reason.SUCCESS
 
 
 def _keep_alive(sock: socket.socket | None) -> None:

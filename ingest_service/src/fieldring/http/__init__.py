@@ -1,7 +1,7 @@
 """What every HTTP front shares: who is calling, how much may be sent, how an error is answered.
 
 This room knows no framework and no points: it takes header values and bytes, and gives back
-identities, unpacked bodies and finished error answers.
+identities, unpacked bodies and finished error answers. ``protocol`` alone knows a server.
 """
 
 from fieldring.http.errors import ErrorAnswer, answer

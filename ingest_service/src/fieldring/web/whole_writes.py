@@ -12,10 +12,10 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from fieldring.errors import InvalidRequest
-from fieldring.web.probes import Answer, error_to_answer
+from fieldring.http.protocol import LimitedProtocol
+from fieldring.web.probes import Answer
 
 __all__ = ["TakesWholeWrites", "WholeWriteProtocol"]
 
@@ -161,7 +161,7 @@ class _Unheard:
 _UNHEARD = _Unheard()
 
 
-class WholeWriteProtocol(HttpToolsProtocol):
+class WholeWriteProtocol(LimitedProtocol):
     """A request whose head and body come with one read goes to ``write_whole``."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -192,35 +192,9 @@ class WholeWriteProtocol(HttpToolsProtocol):
                 for part in held:
                     super().on_body(part)
 
-    def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is answered in the one shape of errors too.
-
-        Behind a whole request it only ends the connection: what was sent before may be kept already, and its
-        answer is the one that the client waits for.
-        """
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete and not cycle.more_body:
-            cycle.keep_alive = False
-            return
-        made = error_to_answer(InvalidRequest(f"not a valid HTTP request: {msg}"))
-        content = [STATUS_LINE[400]]
-        for name, value in (*self.server_state.default_headers, *made.headers):
-            content += (name, b": ", value, b"\r\n")
-        content += (b"content-length: %d\r\nconnection: close\r\n\r\n" % len(made.body), made.body)
-        self.transport.write(b"".join(content))
-        self.transport.close()
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._held = None
         super().connection_lost(exc)
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Who says that nothing more comes, once its request is here whole, still waits for the answer."""
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or cycle.more_body or self.pipeline:
-            return False
-        cycle.keep_alive = False
-        return True
 
     def on_message_begin(self) -> None:
         self._between = False
@@ -233,12 +207,14 @@ class WholeWriteProtocol(HttpToolsProtocol):
         else:
             self._head = head
             self._held = []
+            self._gathered = 0
 
     def on_body(self, body: bytes) -> None:
         if self._held is None:
             super().on_body(body)
         else:
             self._held.append(body)
+            self._gathered = 0
 
     def on_message_complete(self) -> None:
         # Behind an upgrade comes no HTTP that the parser would read.
@@ -247,6 +223,7 @@ class WholeWriteProtocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         body, self._held = b"".join(self._held), None
+        self._gathered = 0
         received, keep_alive = self._received, self.parser.should_keep_alive()
         raw = received[: received.find(b"\r\n\r\n") + 4]
         if keep_alive and len(received) - len(raw) == len(body):
