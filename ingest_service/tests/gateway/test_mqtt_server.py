@@ -507,6 +507,7 @@ def test_too_many_connections(
     eventually(lambda: a.answers)
 
 
+@pytest.mark.timeout(300)
 def test_full_spool_acknowledges_nothing_that_it_does_not_keep(
     gateway: Gateway,
     start_upstream: Callable[..., Any],
@@ -527,7 +528,8 @@ def test_full_spool_acknowledges_nothing_that_it_does_not_keep(
     gateway.end()
     gateway.upstream_url = upstream.url
     gateway.start(**room)
-    eventually(lambda: len(a.answers) == 100, seconds=60)
+    # The device waits longer each time that it was turned away.
+    eventually(lambda: len(a.answers) == 100, seconds=130)
     eventually(lambda: len(points(r.body for r in upstream.requests)) == 100, seconds=60)
 
 
