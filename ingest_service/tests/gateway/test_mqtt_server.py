@@ -528,7 +528,7 @@ def test_full_spool_acknowledges_nothing_that_it_does_not_keep(
     gateway.end()
     gateway.upstream_url = upstream.url
     gateway.start(**room)
-    # The device waits longer each time that it was turned away.
+    # It is turned away until there is room; on a busy machine that takes its time.
     eventually(lambda: len(a.answers) == 100, seconds=130)
     eventually(lambda: len(points(r.body for r in upstream.requests)) == 100, seconds=60)
 
