@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -81,6 +82,31 @@ def test_they_are_one_record_of_the_spool(service: Service, width: int) -> None:
     assert len(found(service)) == 1 + 16 * width
     assert service.metric("fieldring_points_total", durability="spooled") == 1 + 16 * width
     assert service.metric("fieldring_request_bytes") == 0
+
+
+def test_who_sends_junk_is_decoded_one_by_one_for_a_while(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is slow to decode is not decoded twice each time; others go on together."""
+    asked: list[int] = []
+    usual = service.receive._as_one
+
+    def noted(works: list[Any], body: bytes) -> Batch | None:
+        asked.append(len(works))
+        return usual(works, body)
+
+    monkeypatch.setattr(service.receive, "_as_one", noted)
+    for _ in range(3):
+        assert [a.status for a in together(service, line("a", 1), b"no2,sensor=a value=x 1")] == [204, 400]
+    assert asked == [2]
+    assert [a.status for a in together(service, line("hut", 1), line("hut", 2, T + 1), token="limited")] == [
+        204,
+        204,
+    ]
+    assert asked == [2, 2]
+    service.receive._apart.clear()
+    together(service, line("a", 1), line("b", 1))
+    assert asked == [2, 2, 2]
 
 
 def test_the_last_of_them_wins_a_key(service: Service) -> None:
@@ -264,6 +290,8 @@ def test_any_bodies_are_answered_as_alone(pair: tuple[Service, Service], bodies:
     joined, alone = pair
     example = f"sensor={next(_examples)}".encode()
     bodies = [body.replace(b"sensor=", example) for body in bodies]
+    # An example that could not be joined must not keep the next one from being tried.
+    joined.receive._apart.clear()
     mine, theirs = together(joined, *bodies), one_by_one(alone, *bodies)
     assert [(a.status, a.headers, a.body) for a in mine] == [(a.status, a.headers, a.body) for a in theirs]
     for sensor in {info.sensor for service in pair for info in service.store.sensors()}:

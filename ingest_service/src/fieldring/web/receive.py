@@ -76,8 +76,14 @@ TOGETHER_BYTES = 65_536
 WHOLE_WRITES = {"/write": 204, "/api/v2/write": 202}
 """Paths of ``write_whole``, and how they answer what is spooled: v1 clients take 202 for an error."""
 
-_ON_LOOP_BYTES = 131_072
-"""Bodies that come together to this size are decoded on the event loop: about a millisecond."""
+_JOINED_ON_LOOP_BYTES = 131_072
+"""Bodies that come together to this size are decoded as one on the event loop: about a millisecond."""
+
+_ON_LOOP_BYTES = 8_192
+"""Bodies up to this size are decoded there one by one: some 0.1 ms, a few ms for nothing but junk."""
+
+_APART_S = 1.0
+"""How long no bodies of a token are decoded as one after that was in vain: junk is decoded slowly."""
 
 _TOGETHER_MAX = 64
 
@@ -251,6 +257,8 @@ class Receive(Probes):
         self._devices = frozenset(settings.sensor_community_devices)
         self._executor = ThreadPoolExecutor(settings.receive_threads, thread_name_prefix="commit")
         self._gathered: list[_Work] = []
+        # By token: until when its writes are decoded one by one.
+        self._apart: dict[str, float] = {}
         self.whole_writes = {path.encode(): path for path in WHOLE_WRITES}
         self.whole_writes_max_bytes = min(TOGETHER_BYTES, settings.body_max_bytes)
         self._flush_due = False
@@ -513,8 +521,11 @@ class Receive(Probes):
         group, self._gathered = self._gathered[:_TOGETHER_MAX], self._gathered[_TOGETHER_MAX:]
         self._spooling = failing
         joined: list[_Joined] | None = None
-        if sum([work.reservation.size for work in group]) <= _ON_LOOP_BYTES:
+        if sum([work.reservation.size for work in group]) <= _JOINED_ON_LOOP_BYTES:
             joined = self._decode_together(group)
+            for work in group:
+                if work.parts and len(work.parts[0]) <= _ON_LOOP_BYTES:
+                    self._decode_whole(work)
         self._executor.submit(self._commit_together, group, joined, loop, failing)
         if self._gathered and not failing:
             self._flush(loop)
@@ -599,6 +610,8 @@ class Receive(Probes):
         loop.call_soon_threadsafe(self._deliver, group, loop, spooling)
 
     def _keep_together(self, group: list[_Work], joined: list[_Joined]) -> None:
+        for work in group:
+            self._decode_whole(work)
         kept = [(each.works, each.batch) for each in joined]
         kept += [([work], batch) for work in group for batch in work.batches or ()]
         try:
@@ -625,7 +638,7 @@ class Receive(Probes):
                 work.error = error
 
     def _decode_together(self, group: list[_Work]) -> list[_Joined]:
-        """Decode all of ``group``, as few bodies as possible; fills ``batches`` of what is not joined."""
+        """Decode as many of ``group`` as can be one body; these have no ``batches`` of their own then."""
         alike: dict[tuple[int, str], list[_Work]] = {}
         joined: list[_Joined] = []
         for work in group:
@@ -643,8 +656,6 @@ class Receive(Probes):
                     joined.append(_Joined(some, batch))
                     for work in some:
                         work.batches = []
-        for work in group:
-            self._decode_whole(work)
         return joined
 
     def _join(self, works: list[_Work]) -> Batch | None:
@@ -653,9 +664,22 @@ class Receive(Probes):
         That is where a line is no row, where lines of two meet on one key or tell another attribute of one
         sensor, and where they came at different times and have none of their own.
         """
+        identity = works[0].identity
+        now = time.monotonic()
+        if now < self._apart.get(identity.id, 0.0):
+            return None
         body = b"\n".join([work.parts[0].removesuffix(b"\n") for work in works])
         if b'"' in body or b"\\" in body:
             return None  # what one leaves open would go on in the next
+        batch = self._as_one(works, body)
+        if batch is None:
+            self._apart[identity.id] = now + _APART_S
+        return batch
+
+    def _as_one(self, works: list[_Work], body: bytes) -> Batch | None:
+        lines = body.count(b"\n") + 1
+        if body.count(b"=") < lines or body.count(b" ") < lines:
+            return None  # a row has at least one of each
         reservation = works[0].reservation
         heap = DECODED_FACTOR * len(body)
         try:
@@ -670,7 +694,7 @@ class Receive(Probes):
             decoded.errors
             or decoded.attributes_differ
             or batch.collapsed
-            or len(batch) != body.count(b"\n") + 1
+            or len(batch) != lines
             or not (identity.sees_all or all(map(identity.allows, batch.names)))
             or not self._acceptor.keeps_whole(batch)
             # Rows that are arrays have times of their own.
