@@ -14,6 +14,8 @@ from typing import Any
 from ansible.module_utils.cassandra_node_files import masked
 
 STORAGE_SERVICE = "org.apache.cassandra.db:type=StorageService"
+SYSTEM_LOG = "/var/log/cassandra/system.log"
+LOG_TAIL_BYTES = 262_144
 # Only the first start has these; taking them away again needs no restart.
 FIRST_START_KEYS = ("initial_token", "auto_bootstrap")
 
@@ -124,6 +126,22 @@ def _read(paths: dict[str, Path]) -> dict[str, str]:
     return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
 
 
+def last_error(log: str = SYSTEM_LOG) -> str:
+    """The last error of the daemon's log, with its exception, on one line; "" where there is none."""
+    try:
+        with Path(log).open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - LOG_TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    found = [number for number, line in enumerate(lines) if line.startswith("ERROR")]
+    if not found:
+        return ""
+    # "ERROR [main] 2026-01-01 00:00:00,000 CassandraDaemon.java:900 - text"; its exception stands below it.
+    said = [line.split(" - ", 1)[-1].strip() for line in lines[found[-1] : found[-1] + 2]]
+    return ": ".join(line for line in said if line and not line.startswith("at "))[:400]
+
+
 def wait_for_port(address: str, port: int, deadline: float, unit_failed: Callable[[], bool]) -> None:
     """Cheap waiting: a JVM for nodetool would take the processor from the one that starts."""
     while True:
@@ -132,8 +150,10 @@ def wait_for_port(address: str, port: int, deadline: float, unit_failed: Callabl
                 return
         except OSError as error:
             if unit_failed():
+                why = last_error()
                 raise ViewError(
-                    "cassandra.service failed: see journalctl -u cassandra and /var/log/cassandra"
+                    f"cassandra.service failed{f' ({why})' if why else ''}: see journalctl -u cassandra and "
+                    f"{SYSTEM_LOG}"
                 ) from error
             if time.monotonic() > deadline:
                 raise ViewError(
