@@ -185,7 +185,7 @@ class Receiving:
             "Hours that the spool lasts without the ring, at the rate of the last ten minutes",
             hours_left,
         )
-        metrics.gauge("fieldring_spool_max_bytes", "Room in the spool", lambda: self.settings.spool_max_bytes)
+        metrics.gauge("fieldring_spool_max_bytes", "Room in the spool", total(lambda q: q.max_bytes))
 
 
 def spool_options(settings: Settings) -> dict[str, Any]:

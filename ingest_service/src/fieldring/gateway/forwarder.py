@@ -182,6 +182,7 @@ class Forwarder:
     def _measure(self) -> None:
         queue, metrics = self._queue, self.metrics
         metrics.pending_bytes.set(queue.pending_bytes)
+        metrics.max_bytes.set(queue.max_bytes)
         metrics.pending_blocks.set(queue.pending_records)
         metrics.oldest_age.set(queue.oldest_age_s(now=time.time()))
         metrics.dropped_blocks.set(queue.dropped_records)

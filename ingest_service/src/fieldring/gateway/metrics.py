@@ -36,6 +36,7 @@ class Metrics:
         self.dead_letters_lost = counter("dead_letters_not_kept", "Dead letters only counted: no room")
         self.answers = counter("upstream_answers", "Answers of each upstream", "upstream", "answer")
         self.pending_bytes = gauge("pending_bytes", "Bytes in the spool not sent yet")
+        self.max_bytes = gauge("spool_max_bytes", "Room in the spool")
         self.pending_blocks = gauge("pending_blocks", "Blocks in the spool not sent yet")
         self.hours_left = gauge(
             "spool_hours_left", "How long the spool's room lasts if nothing is sent; +Inf while nothing comes"
