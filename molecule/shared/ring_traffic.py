@@ -137,8 +137,16 @@ class Traffic:
                     self.errors.append(f"{number}: read {rows}")
             self.ended.wait(self.configuration["pause_s"])
 
+    def go_on(self, work: Callable[[], None]) -> None:
+        """A thread that ends before it is told to is a failure, not silence."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 (such as a disk that the ledger cannot be written to)
+            self.counts["wrong"] += 1
+            self.errors.append(f"{work.__name__} ended: {type(error).__name__}: {error}")
+
     def run(self) -> dict[str, Any]:
-        threads = [threading.Thread(target=self.write), threading.Thread(target=self.read)]
+        threads = [threading.Thread(target=self.go_on, args=(work,)) for work in (self.write, self.read)]
         for thread in threads:
             thread.start()
         print("running", flush=True)

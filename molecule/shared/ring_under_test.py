@@ -222,6 +222,8 @@ class RingUnderTest:
         missing = ring.missing()
         print(f"{line}, {len(missing)} of {len(ring.numbers())} acknowledged missing", flush=True)
         assert missing == []
+        assert ring.counts["acknowledged"] > 0
+        assert ring.counts["read"] > 0
         assert ring.counts["wrong"] == 0, ring.counts["errors"]
         assert ring.counts["failed_reads"] == 0, ring.counts["errors"]
         assert writes_refused or ring.counts["failed_writes"] == 0, ring.counts["errors"]

@@ -54,6 +54,26 @@ def test_root_on_the_hosts_alone_is_no_reason(tmp_path: Path) -> None:
 
 @pytest.mark.playbook
 @pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        pytest.param(None, "OS-101 cannot read the site manifest", id="not there"),
+        pytest.param("site: harbour\n", "OS-102 the site manifest has", id="not whole"),
+    ],
+)
+def test_a_site_is_opened_by_a_good_manifest_only(manifest: str | None, reason: str, tmp_path: Path) -> None:
+    """Nothing is added to the inventory."""
+    path = tmp_path / "harbour.yml"
+    if manifest is not None:
+        path.write_text(manifest)
+    known = {"host_address": "192.0.2.1", "site_devices": {}}
+    said = run(tmp_path, "plan_site.yml", "-e", f"onboard_site_manifest={path}", **known)
+    assert not said.startswith("status 0 ")
+    assert reason in said
+    assert not (tmp_path / "sites").exists()
+
+
+@pytest.mark.playbook
+@pytest.mark.parametrize(
     ("playbook", "other"),
     [
         ("deploy_cassandra.yml", "ingest1"),
