@@ -63,3 +63,14 @@ def test_variables_page_is_current() -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_every_dependency_has_its_reason_in_the_readme() -> None:
+    """A package that is named in a requirements.in stands in the table of dependencies."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Dependencies", 1)[1].lower()
+    for file in [*ROOT.glob("*.in"), *ROOT.glob("*/requirements*.in")]:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            name = re.match(r"[A-Za-z0-9][\w.-]*", line)
+            if name:
+                short = name[0].removeprefix("pytest-").lower()
+                assert re.search(rf"\b{re.escape(short)}\b", table), f"{file.relative_to(ROOT)}: {name[0]}"
