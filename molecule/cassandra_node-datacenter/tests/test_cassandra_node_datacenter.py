@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "molecule/shared"))
 from ring_under_test import RingUnderTest, node, status, wait  # type: ignore[import-not-found]
@@ -24,7 +25,14 @@ OLD = (FIRST, SECOND, THIRD)
 NEW = (FOURTH, FIFTH)
 COPIES = [{"name": "fieldring", "replication": {"dc1": 3, "dc2": 2}}]
 ADD = {"members": ALL, "cassandra_node_subject": "dc2", "cassandra_node_keyspaces": COPIES}
+# Those of Cassandra's own that add_datacenter has copied there.
+SYSTEM_KEYSPACES = ("system_auth", "system_distributed", "system_traces")
 REMOVE = {"members": ALL, "cassandra_node_subject": "dc2"}
+
+
+def pid(name: str) -> int:
+    """Of the daemon of that host."""
+    return int(node(name).check_output("systemctl show cassandra --property=MainPID --value"))
 
 
 def copies_in(keyspace: str) -> set[str]:
@@ -92,6 +100,57 @@ def test_adding_again_changes_nothing() -> None:
     done = RING.play("add_datacenter.yml", **ADD).succeeded()
     assert done.changed() == 0, done.output[-4000:]
     assert "dc2 is there already" in done.told
+
+
+def test_partitioned_data_centre_shuts_the_gate() -> None:
+    """CN-208: the nodes of each side run, serve their own clients, and call those of the other down."""
+    for name in NEW:
+        rules = " ".join(
+            f"add chain inet cut {hook} {{ type filter hook {hook} priority 0; }}; "
+            f"add rule inet cut {hook} ip {way} {{ {', '.join(ADDRESSES[old] for old in OLD)} }} drop;"
+            for hook, way in (("input", "saddr"), ("output", "daddr"))
+        )
+        node(name).check_output(f"nft 'add table inet cut; {rules}'")
+    try:
+        for one, others in ((FIRST, NEW), (FOURTH, OLD)):
+            wait(
+                lambda one=one, others=others: all(status(one)[ADDRESSES[n]] == "DN" for n in others),  # type: ignore[misc]
+                seconds=120,
+                what=f"{one} calls the other side down",
+            )
+        said = RING.play("restart_cassandra.yml", members=ALL, restart_cassandra_nodes=[FIRST])
+        said.refused("CN-208")
+        assert f"{FOURTH} is called down by {FIRST}, {SECOND}, {THIRD}" in said.told
+        assert f"{FIRST} is called down by {FOURTH}, {FIFTH}" in said.told
+    finally:
+        for name in NEW:
+            node(name).check_output("nft delete table inet cut")
+    for name in (FIRST, FOURTH):
+        wait(lambda name=name: status(name) == RING.whole(ALL), seconds=120, what="it is whole again")  # type: ignore[misc]
+
+
+def test_rack_is_restarted_at_once() -> None:
+    """CN-217: both copies of dc2 stand in one rack. Where its users accept that, the rack goes at once."""
+    rack: dict[str, Any] = {
+        "members": ALL,
+        "cassandra_node_keyspaces": COPIES,
+        "restart_cassandra_nodes": list(NEW),
+        "restart_cassandra_by": "rack",
+    }
+    before = {name: pid(name) for name in ALL}
+    done = RING.play("restart_cassandra.yml", **rack).refused("CN-217")
+    assert f"1. restart {FOURTH}, {FIFTH}: as asked" in done.told
+    assert "keyspace fieldring has 2 copies in dc2" in done.told
+    assert before == {name: pid(name) for name in ALL}
+    with RING.traffic("restart a rack of two nodes, clients in the other data centre"):
+        RING.play(
+            "restart_cassandra.yml",
+            **rack,
+            cassandra_node_gate_unavailable_keyspaces=["fieldring", *SYSTEM_KEYSPACES],
+        ).succeeded()
+    after = {name: pid(name) for name in ALL}
+    assert [name for name in ALL if before[name] != after[name]] == list(NEW)
+    assert status(FIRST) == RING.whole(ALL)
 
 
 def test_clients_that_live_there_keep_it() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ def node(name: str) -> Any:
     return testinfra.get_host(f"docker://{name}")
 
 
-def play(playbook: str, *arguments: str, **variables: Any) -> tuple[int, str]:
-    """Exit status and all that was printed, on one line, of a playbook run as an operator does."""
+def command(playbook: str, *arguments: str, **variables: Any) -> dict[str, Any]:
+    """What subprocess needs to run a playbook as an operator does."""
     environment = {
         **os.environ,
         "ANSIBLE_CONFIG": str(EPHEMERAL / "ansible.cfg"),
@@ -47,11 +47,15 @@ def play(playbook: str, *arguments: str, **variables: Any) -> tuple[int, str]:
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_FORCE_COLOR": "0",
     }
-    command = ["ansible-playbook", "--inventory", str(EPHEMERAL / "inventory")]
-    command += ["--extra-vars", json.dumps(variables), *arguments]
+    words = ["ansible-playbook", "--inventory", str(EPHEMERAL / "inventory")]
+    words += ["--extra-vars", json.dumps(variables), *arguments]
+    return {"args": [*words, str(PROJECT / "playbooks" / f"{playbook}.yml")], "env": environment}
+
+
+def play(playbook: str, *arguments: str, **variables: Any) -> tuple[int, str]:
+    """Exit status and all that was printed, on one line, of a playbook."""
     done = subprocess.run(
-        [*command, str(PROJECT / "playbooks" / f"{playbook}.yml")],
-        env=environment,
+        **command(playbook, *arguments, **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -143,6 +147,22 @@ def test_upgrade_again_changes_nothing() -> None:
     assert before == pids()
 
 
+def test_way_back_and_forward_again(traffic: RingTraffic) -> None:
+    """To the version that ran before, on what the newer one has written; then the upgrade once more."""
+    with under_traffic(traffic, "upgrade_cassandra, 3 nodes back"):
+        status, said = play("upgrade_cassandra", cassandra_node_version="5.0.8")
+    assert status == 0
+    assert "changed back to 5.0.8" in said
+    for name in NODES:
+        assert "ReleaseVersion: 5.0.8" in node(name).check_output("nodetool version")
+        assert node(name).file("/opt/cassandra").linked_to == "/opt/apache-cassandra-5.0.8"
+    with under_traffic(traffic, "upgrade_cassandra, 3 nodes once more"):
+        status, said = play("upgrade_cassandra", cassandra_node_version="5.0.9")
+    assert status == 0
+    for name in NODES:
+        assert "ReleaseVersion: 5.0.9" in node(name).check_output("nodetool version")
+
+
 def test_no_way_to_another_series_or_behind_what_is_tested() -> None:
     """CN-224 and CN-225: refused before anything is touched."""
     before = pids()
@@ -213,20 +233,22 @@ def test_gate_names_all_that_stands_against_it(host: Any) -> None:
     assert not LOCK.exists(), "a refused run gives the lock back"
 
 
-def as_superuser(statement: str) -> None:
+def as_superuser(statement: str, times: int = 1) -> None:
     """A statement over CQL, on the first node with Debian's driver."""
     program = """
 import ssl, sys
 from cassandra.auth import PlainTextAuthProvider
 from cassandra.cluster import Cluster
-address, statement = sys.argv[1:]
+address, statement, times = sys.argv[1:]
 cluster = Cluster([address], auth_provider=PlainTextAuthProvider("fieldring_admin", "molecule-superuser-1"),
                   ssl_context=ssl.create_default_context(cafile="/etc/fieldring/tls/ca.pem"),
                   ssl_options={"server_hostname": address}, connect_timeout=30)
-cluster.connect().execute(statement, timeout=60)
+session = cluster.connect()
+for number in range(int(times)):
+    session.execute(statement.replace("NUMBER", str(number)), timeout=60)
 cluster.shutdown()
 """
-    node(FIRST).check_output("python3 -c %s %s %s", program, ADDRESSES[FIRST], statement)
+    node(FIRST).check_output("python3 -c %s %s %s %s", program, ADDRESSES[FIRST], statement, str(times))
 
 
 @pytest.mark.parametrize(
@@ -241,6 +263,13 @@ cluster.shutdown()
                 f"CN-209: the heartbeat of {THIRD} stands still|CN-208: {THIRD} is called down",
             ),
             id="hangs",
+        ),
+        pytest.param(
+            "nft 'add table inet harm; add chain inet harm in { type filter hook input priority 0; }; "
+            "add rule inet harm in tcp dport 7199 reject'",
+            "nft delete table inet harm",
+            (f"CN-204: {THIRD}: cassandra.service runs, but its JMX takes no connection",),
+            id="has a dead JMX",
         ),
         pytest.param(
             "nodetool disablegossip",
@@ -289,10 +318,135 @@ def test_node_that_only_seems_to_be_well_shuts_the_gate(
     for reason in reasons:
         assert any(each in said for each in reason.split("|")), reason
     assert before == pids()
-    deadline = time.monotonic() + 120
-    while any(node(name).run("nodetool status").stdout.count("UN ") < 3 for name in NODES):
+    wait_until(agreed)
+
+
+def refused_for(identifier: str, reason: str, **variables: Any) -> None:
+    """A restart of the first node is refused with that reason among others, and nobody is touched."""
+    before = pids()
+    variables = {"cassandra_node_gate_patience_seconds": 5, "restart_cassandra_nodes": [FIRST]} | variables
+    status, said = play("restart_cassandra", cassandra_node_version="5.0.9", **variables)
+    assert status != 0
+    assert re.search(f"{identifier}: [^:]*{reason}", said), said[-3000:]
+    assert before == pids()
+
+
+def agreed() -> bool:
+    """Every node is called up and normal by every other, with one schema."""
+    whole = all(node(name).run("nodetool status").stdout.count("UN ") == len(NODES) for name in NODES)
+    described = node(FIRST).run("nodetool describecluster").stdout
+    return whole and len(re.findall(r"^\s+[0-9a-f-]{36}: \[", described, re.MULTILINE)) == 1
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 180) -> None:
+    """Poll, and fail with what the first node sees."""
+    deadline = time.monotonic() + seconds
+    while not condition():
         assert time.monotonic() < deadline, node(FIRST).run("nodetool status").stdout
         time.sleep(2)
+
+
+def test_nodes_of_two_racks_are_not_touched_at_once() -> None:
+    """CN-201: no playbook asks for it, and a role's own user is refused as well."""
+    before = pids()
+    book = EPHEMERAL / "two_racks.yml"
+    role = {"name": "cassandra_node", "tasks_from": "restart"}
+    asked = {"cassandra_node_gate_mode": "touch", "cassandra_node_gate_subjects": [FIRST, SECOND]}
+    tasks = [{"name": "Restart two racks", "ansible.builtin.include_role": role, "vars": asked}]
+    book.write_text(
+        json.dumps([{"name": "Two racks", "hosts": "cassandra", "gather_facts": False, "tasks": tasks}])
+    )
+    status, said = play(str(book.with_suffix("")), cassandra_node_version="5.0.9")
+    assert status != 0
+    assert f"CN-201: {FIRST}, {SECOND} stand in 2 racks (dc1/rack1, dc1/rack2)" in said
+    assert before == pids()
+
+
+def test_two_schema_versions_shut_the_gate() -> None:
+    """CN-210: a keyspace is made while one node hears nothing of it."""
+    node(THIRD).check_output("nodetool disablegossip")
+    try:
+        wait_until(lambda: "DN " in node(FIRST).run("nodetool status").stdout)
+        as_superuser(
+            "CREATE KEYSPACE apart WITH replication = {'class': 'NetworkTopologyStrategy', 'dc1': 3}"
+        )
+        refused_for("CN-210", f"does not agree on its schema: {FIRST}, {SECOND} have")
+    finally:
+        node(THIRD).check_output("nodetool enablegossip")
+        wait_until(agreed)
+
+
+@pytest.fixture(scope="module")
+def bulky() -> None:
+    """Some MiB that cannot be compressed, in SSTables of every node, for what has to last a while."""
+    as_superuser("CREATE TABLE IF NOT EXISTS apart.bulky (id int PRIMARY KEY, value blob)")
+    as_superuser("TRUNCATE apart.bulky")
+    value = os.urandom(16384).hex()
+    as_superuser(f"INSERT INTO apart.bulky (id, value) VALUES (NUMBER, 0x{value})", times=400)
+    for name in NODES:
+        node(name).check_output("nodetool flush apart")
+
+
+@contextmanager
+def going_on(name: str, command: str) -> Iterator[None]:
+    """That command on a node for the time of a block, at whose end it is done."""
+    begun = subprocess.Popen(["docker", "exec", name, "sh", "-c", command], stdout=subprocess.DEVNULL)
+    try:
+        yield
+        assert begun.poll() is None, "it was over before the gate was asked"
+    finally:
+        begun.wait(timeout=300)
+
+
+def test_streams_shut_the_gate(bulky: None) -> None:
+    """CN-212: the second node is rebuilt from the others meanwhile, slowly."""
+    for name in NODES:
+        # Mib/s, for single partitions and for whole SSTables.
+        node(name).check_output("nodetool setstreamthroughput 1 && nodetool setstreamthroughput -e 1")
+    try:
+        with going_on(SECOND, "nodetool rebuild --keyspace apart -- dc1"):
+            refused_for("CN-212", "is streaming")
+            for name in NODES:
+                node(name).check_output("nodetool setstreamthroughput 0 && nodetool setstreamthroughput -e 0")
+    finally:
+        for name in NODES:
+            node(name).check_output("nodetool setstreamthroughput 24 && nodetool setstreamthroughput -e 24")
+
+
+def test_running_repair_shuts_the_gate(bulky: None) -> None:
+    """CN-213: of all that the ring has, several times over."""
+    with going_on(SECOND, "for n in 1 2 3 4; do nodetool repair --full --sequential || exit; done"):
+        refused_for("CN-213", f"a repair runs on {SECOND}")
+
+
+def test_drained_node_shuts_the_gate_and_is_told_what_it_missed(traffic: RingTraffic) -> None:
+    """CN-211, and after it was started anew CN-214 as long as others keep writes for it."""
+    node(THIRD).check_output("nodetool drain")
+    wait_until(lambda: "DN " in node(FIRST).run("nodetool status").stdout)
+    before = pids()
+    refused_for("CN-211", f"{THIRD} says that it is DRAINED")
+    with under_traffic(traffic, "one node is drained"):
+        time.sleep(15)
+    for name in (FIRST, SECOND):
+        node(name).check_output("nodetool pausehandoff")
+    try:
+        status, said = play(
+            "restart_cassandra", cassandra_node_version="5.0.9", cassandra_node_gate_patience_seconds=10
+        )
+        assert status != 0
+        assert f"1. start {THIRD}: it is drained" in said
+        assert f"keeps writes for {THIRD} that it missed while it was down" in said
+        assert "CN-214: " in said
+    finally:
+        for name in (FIRST, SECOND):
+            node(name).check_output("nodetool resumehandoff")
+    wait_until(agreed)
+    status, said = play("restart_cassandra", cassandra_node_version="5.0.9")
+    assert status == 0
+    assert "The ring is whole." in said
+    after = pids()
+    assert after[THIRD] not in (0, before[THIRD])
+    assert {**after, THIRD: 0} == {**before, THIRD: 0}
 
 
 def test_node_that_does_not_drain_is_not_stopped() -> None:
@@ -391,10 +545,21 @@ def test_nothing_acknowledged_is_missing(traffic: RingTraffic) -> None:
     print((EPHEMERAL / "operations.txt").read_text())
 
 
+def test_forgotten_node_shuts_the_gate() -> None:
+    """CN-205: the others were told that it is gone for good; started again it is one of them."""
+    node(THIRD).check_output("systemctl stop cassandra")
+    wait_until(lambda: "DN " in node(FIRST).run("nodetool status").stdout)
+    node(FIRST).check_output("nodetool assassinate %s", ADDRESSES[THIRD])
+    wait_until(lambda: ADDRESSES[THIRD] not in node(SECOND).run("nodetool status").stdout)
+    refused_for("CN-205", f"{THIRD} .* is unknown to it")
+    node(THIRD).check_output("systemctl start cassandra")
+    wait_until(agreed)
+
+
 def test_wiped_node_with_stolen_tokens_shuts_the_gate() -> None:
     """Back as UN under a new host ID with another's tokens, no error anywhere: the record knows better.
 
-    Last, for it spoils the ring. First its empty disk is refused by the start after an outage.
+    It spoils the ring. First its empty disk is refused by the start after an outage.
     """
     record = json.loads((EPHEMERAL / "ring" / "main.json").read_text())
     node(THIRD).check_output("systemctl stop cassandra && find /var/lib/cassandra -mindepth 1 -delete")
@@ -425,3 +590,27 @@ def took_over() -> bool:
     """Whether the first node calls the third the owner of tokens again."""
     owners = re.findall(r"^(172\S+)", node(FIRST).run("nodetool ring").stdout, re.MULTILINE)
     return ADDRESSES[THIRD] in owners and ADDRESSES[SECOND] not in owners
+
+
+def test_ring_whose_disks_are_all_empty_is_not_begun_anew() -> None:
+    """CN-114: the record knows of data. Without it a new ring begins; CN-116 once that was another plan."""
+    for name in NODES:
+        node(name).check_output("systemctl stop cassandra && find /var/lib/cassandra -mindepth 1 -delete")
+    status, said = play("deploy_cassandra", cassandra_node_version="5.0.9")
+    assert status != 0
+    assert "CN-114: " in said
+    assert set(pids().values()) == {0}
+    (EPHEMERAL / "ring" / "main.json").unlink()
+    with (EPHEMERAL / "begun.log").open("w") as log:
+        begun = subprocess.Popen(
+            **command("deploy_cassandra", cassandra_node_version="5.0.9"), stdout=log, stderr=log
+        )
+        wait_until(lambda: begun.poll() is not None or pids()[FIRST] != 0, seconds=600)
+        begun.kill()
+        begun.wait()
+    for name in NODES:
+        kill(name)
+    status, said = play("deploy_cassandra", cassandra_node_version="5.0.9", cassandra_node_num_tokens=8)
+    assert status != 0
+    assert "CN-116: " in said
+    assert set(pids().values()) == {0}

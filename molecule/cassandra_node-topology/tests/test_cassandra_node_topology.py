@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ def test_check_tells_what_would_be_added() -> None:
     done = RING.play("add_cassandra_node.yml", "--check", members=ALL).succeeded()
     assert f"would be done: {SPARE} joins" in done.told
     assert not node(SPARE).file("/etc/cassandra").exists
+    assert set(THREE) == set(RING.record())
+
+
+def test_deployment_does_not_let_a_new_host_join() -> None:
+    """CN-113: it has to stream its share."""
+    RING.play("deploy_cassandra.yml", members=ALL).refused("CN-113")
+    assert node(SPARE).run("systemctl is-active cassandra").stdout.strip() == "inactive"
     assert set(THREE) == set(RING.record())
 
 
@@ -277,13 +285,31 @@ def test_living_node_is_not_removed_as_dead() -> None:
     del RING.host_vars[SPARE]
 
 
+def test_certificates_are_renewed_while_a_machine_is_lost() -> None:
+    """It is declared absent, and left out of the run; without that word the run is refused."""
+    served = RING.addresses[SECOND], 9042
+    before = ssl.get_server_certificate(served)
+    asked: dict[str, Any] = {
+        "members": (FIRST, SECOND, SIXTH, SPARE),
+        "rotate_certificates_older_than_days": 0,
+    }
+    lose(SPARE)
+    wait(lambda: status(FIRST)[ADDRESSES[SPARE]] == "DN", seconds=60, what="the others call it down")
+    without = ("--limit", f"all:!{SPARE}")
+    RING.play("rotate_certificates.yml", *without, **asked).refused("CN-123")
+    assert before == ssl.get_server_certificate(served)
+    with RING.traffic("renew leaves while a machine is lost"):
+        RING.play(
+            "rotate_certificates.yml", *without, **asked, cassandra_node_absent_hosts=[SPARE]
+        ).succeeded()
+    assert before != ssl.get_server_certificate(served)
+
+
 def test_lost_machine_is_removed() -> None:
     """removenode. The first run is killed meanwhile; the second has the machine out of its inventory."""
     before = RING.record()[SPARE]
     left = (FIRST, SECOND, SIXTH)
     with RING.traffic("remove a lost machine, interrupted once"):
-        lose(SPARE)
-        wait(lambda: status(FIRST)[ADDRESSES[SPARE]] == "DN", seconds=60, what="the others call it down")
         with RING.record_that_says(SPARE, host_id="00000000-0000-0000-0000-000000000000"):
             told = RING.play("remove_cassandra_node.yml", members=left, cassandra_node_subject=SPARE)
             assert "CN-202" not in told.refused("CN-206").told
