@@ -920,10 +920,25 @@ class TestParsing:
         assert ring_view.parse_hints(text) == [host]
         assert ring_view.parse_hints("[]") == []
 
+    def test_hints_that_are_being_written(self, tmp_path: Path) -> None:
+        """HintsService says nothing of them yet."""
+        host = "2dac58a8-80c9-47eb-87de-368ebe0039a5"
+        for name in (f"{host}-1795768891412-3.hints", f"{host}-1795768891412-3.crc32", "notes.hints"):
+            (tmp_path / name).touch()
+        assert ring_view.hinted_in(str(tmp_path)) == [host]
+        assert ring_view.hinted_in(str(tmp_path / "not there")) == []
+
     def test_repairs_count_and_compactions_do_not(self) -> None:
-        """A pool without tasks is none either."""
+        """A pool without tasks is none either, nor is a repair that is done, well or not."""
         pools = [("ValidationExecutor", 1), ("CompactionExecutor", 3), ("Repair-Task", 0), ("Repair#12", 2)]
-        assert ring_view.repairs_of(pools) == ["Repair#12: 2 tasks", "ValidationExecutor: 1 tasks"]
+        done = [("fieldring", "success", 3755, True), ("fieldring", "failure", 10046, True)]
+        assert ring_view.repairs_of(done, pools) == ["Repair#12: 2 tasks", "ValidationExecutor: 1 tasks"]
+
+    def test_repair_that_waits_for_its_replicas(self) -> None:
+        """No pool of its coordinator has anything to do meanwhile."""
+        repairs = [("fieldring", "prepare_start", 6070, False)]
+        pools = [("Repair-Task", 0), ("ValidationExecutor", 0)]
+        assert ring_view.repairs_of(repairs, pools) == ["fieldring, for 6 s, prepare_start"]
 
     @pytest.mark.parametrize(
         ("text", "normal"),

@@ -24,6 +24,7 @@ options:
   sample_seconds: {description: Time between two samples of the heartbeats, type: float, default: 3.5}
   call_seconds: {description: Deadline of each call, type: float, default: 60}
   commitlog_directory: {description: Where the commit log is, type: path, required: true}
+  hints_directory: {description: Where hints are kept, type: path, required: true}
   conf_directory: {description: Where the configuration is, type: path, required: true}
   started_directory: {description: What the daemon was started with, type: path, required: true}
   files: {description: 'Names of configuration files, or paths', type: list, elements: str, required: true}
@@ -54,6 +55,7 @@ def main():
             "sample_seconds": {"type": "float", "default": 3.5},
             "call_seconds": {"type": "float", "default": 60},
             "commitlog_directory": {"type": "path", "required": True},
+            "hints_directory": {"type": "path", "required": True},
             "conf_directory": {"type": "path", "required": True},
             "started_directory": {"type": "path", "required": True},
             "files": {"type": "list", "elements": "str", "required": True},

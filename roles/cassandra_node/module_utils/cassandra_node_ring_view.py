@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.cassandra_node_host import probe_all, unit_state
@@ -39,12 +40,15 @@ from ansible.module_utils.cassandra_node_view import (
 BEANS = "org.apache.cassandra.*:type=*S*"
 HINTS = "org.apache.cassandra.hints:type=HintsService"
 STREAMS = "org.apache.cassandra.net:type=StreamManager"
+# Work of a repair whose coordinator may be gone. While one waits for its replicas, no pool has any.
 REPAIR_POOL = re.compile(r"(Repair-Task|Repair#\d+|ValidationExecutor)$")
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+HINTS_FILE = re.compile(rf"({UUID})-\d+-\d+\.hints$")
 # Gossip carries a heartbeat to everybody within some seconds; well below the 17 s and more after which a
 # dead node is called down, so that one that advances in between was alive.
 HEARTBEAT_PATIENCE_SECONDS = 12
 QUERY_KEYSPACES = "SELECT keyspace_name, replication FROM system_schema.keyspaces"
+QUERY_REPAIRS = "SELECT keyspace_name, status, duration_millis, completed FROM system_views.repairs"
 QUERY_POOLS = "SELECT name, active_tasks, pending_tasks FROM system_views.thread_pools"
 
 
@@ -144,9 +148,31 @@ def parse_view(text: str, gossip: str) -> dict[str, Any]:
     }
 
 
-def repairs_of(pools: Iterable[tuple[str, int]]) -> list[str]:
-    """Pools of a repair, its validations included, that have something to do."""
-    return sorted(f"{name}: {tasks} tasks" for name, tasks in pools if tasks and REPAIR_POOL.match(name))
+def hinted_in(directory: str) -> list[str]:
+    """Host IDs for which files of hints lie there; [] where there is no such directory.
+
+    HintsService counts a file only once it is closed, up to ten seconds after its node came back.
+    """
+    try:
+        names = [path.name for path in Path(directory).iterdir()]
+    except OSError:
+        return []
+    return sorted({match[1] for match in map(HINTS_FILE.match, names) if match})
+
+
+def repairs_of(repairs: Iterable[tuple[str, str, int, bool]], pools: Iterable[tuple[str, int]]) -> list[str]:
+    """What a repair has to do still.
+
+    Of those that the node coordinates (keyspace, status, milliseconds, completed), and of its pools
+    (name, tasks), validations for others included.
+    """
+    running = [
+        f"{keyspace}, for {milliseconds // 1000} s, {status}"
+        for keyspace, status, milliseconds, completed in repairs
+        if not completed
+    ]
+    busy = [f"{name}: {tasks} tasks" for name, tasks in pools if tasks and REPAIR_POOL.match(name)]
+    return sorted(running) + sorted(busy)
 
 
 def _streams(text: str) -> list[str]:
@@ -219,8 +245,11 @@ class Asker:
                 self.cluster, self.session = connect(**login)
                 rows = self.session.execute(QUERY_KEYSPACES)
                 self.keyspaces = {row.keyspace_name: dict(row.replication) for row in rows}
-                rows = self.session.execute(QUERY_POOLS)
-                self.repairs = repairs_of((row.name, row.active_tasks + row.pending_tasks) for row in rows)
+                repairs = [tuple(row) for row in self.session.execute(QUERY_REPAIRS)]
+                pools = self.session.execute(QUERY_POOLS)
+                self.repairs = repairs_of(
+                    repairs, ((row.name, row.active_tasks + row.pending_tasks) for row in pools)
+                )
                 self.error = ""
                 return
             except LoginRefusedError as error:
@@ -312,5 +341,7 @@ def _look(params: dict[str, Any], view: dict[str, Any]) -> None:
     finally:
         asker.close()
     view["heartbeats"] = [first, second]
+    # After the second sample: what was still in memory when the first was taken is on disk by now.
+    view["hints"] = sorted({*view["hints"], *hinted_in(params["hints_directory"])})
     view["repairs"] = asker.repairs
     view["cql_check"] = {"error": asker.error, "keyspaces": asker.keyspaces}
