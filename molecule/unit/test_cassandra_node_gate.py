@@ -638,6 +638,18 @@ class TestBusy:
         assert f"ring3 is {doing}, as ring2 sees it" in told(judged)
         assert judged["passing"]
 
+    def test_node_whose_leaving_failed_is_told_again(self, ring: Ring) -> None:
+        """As what is to be repaired it passes, where the quorum survives without it; no touch of it does."""
+        for view in ring.views.values():
+            view["leaving"] = [ring.address("ring3")]
+            view["cql_check"]["keyspaces"] = {"k": {"class": "NetworkTopologyStrategy", "dc1": "3"}}
+        ring.views["ring3"]["mode"] = "DECOMMISSION_FAILED"
+        assert ids(ring.judge("touch", "ring3")) == ["CN-211"]
+        assert ids(ring.judge("repairing", "ring3")) == []
+        for view in ring.views.values():
+            view["cql_check"]["keyspaces"]["k"]["dc1"] = "2"
+        assert ids(ring.judge("repairing", "ring3")) == ["CN-217"]
+
     def test_drained(self, ring: Ring) -> None:
         """The node itself says so."""
         ring.views["ring3"]["mode"] = "DRAINED"

@@ -360,6 +360,7 @@ class TestRemove:
     def test_interrupted_decommission(self) -> None:
         """It goes on by itself and is waited for, even where the copies would now be refused."""
         views = {p["name"]: view(RING, leaving=["10.0.0.10"]) for p in RING}
+        views["ring10"]["mode"] = "LEAVING"
         verdict = judge(
             "remove",
             subject="ring10",
@@ -368,6 +369,32 @@ class TestRemove:
         )
         assert cases(verdict) == {"ring10": "decommission"}
         assert verdict["subjects"][0]["under_way"]
+
+    @pytest.mark.parametrize(
+        ("mode", "seen"),
+        [("DECOMMISSION_FAILED", True), ("NORMAL", True), ("DECOMMISSION_FAILED", False)],
+        ids=["a stream failed", "its daemon was restarted", "Cassandra refused it"],
+    )
+    def test_failed_decommission(self, mode: str, seen: bool) -> None:
+        """The others call it leaving for ever; nothing goes on, so it is told again, and judged again."""
+        views = {p["name"]: view(RING, leaving=["10.0.0.10"] if seen else []) for p in RING}
+        views["ring10"]["mode"] = mode
+        verdict = judge("remove", subject="ring10", views=views)
+        assert {"ring10": "decommission"} == cases(verdict)
+        assert (True, False) == tuple(verdict["subjects"][0][key] for key in ("leaving", "under_way"))
+        short = judge("remove", subject="ring10", views=views, keyspaces={"fieldring": {"dc1": 4}})
+        assert ["CN-308"] == refused(short)
+
+    def test_dead_node_that_was_leaving(self) -> None:
+        """Interrupted in removenode, or dead while it handed over: no daemon of its own goes on with it."""
+        views = {
+            p["name"]: view(RING, down=("ring10",), leaving=["10.0.0.10"])
+            for p in RING
+            if p["name"] != "ring10"
+        }
+        verdict = judge("remove", subject="ring10", states={"ring10": None}, views=views)
+        assert {"ring10": "removenode"} == cases(verdict)
+        assert (True, False) == tuple(verdict["subjects"][0][key] for key in ("leaving", "under_way"))
 
     def test_left_but_still_on_record(self) -> None:
         """Interrupted before the record."""
@@ -456,11 +483,11 @@ class TestAddressesInAnotherSpelling:
         assert cases(verdict) == {"ring10": "decommission"}
         assert verdict["subjects"][0]["address"] == "2001:db8::10"
 
-    def test_leaving_node_is_waited_for(self) -> None:
-        """It is not told to leave twice."""
+    def test_leaving_node_is_known_for_one(self) -> None:
+        """It is let through by the gate, and not held up by what it was told."""
         seen = view(spelled(RING, "2001:db8::"), leaving=["2001:db8::10"])
         verdict = self.judge("remove", subject="ring10", views={"ring1": seen})
-        assert verdict["subjects"][0]["under_way"]
+        assert verdict["subjects"][0]["leaving"]
 
     def test_host_not_reached_but_called_up(self) -> None:
         """CN-307: a dead Ansible connection is not a dead node."""
@@ -601,6 +628,14 @@ class TestRemoveDatacenter:
         assert len(verdict["turns"]) == 2
         assert verdict["replication"] == {"fieldring": {"dc1": 3}}
         assert verdict["system_replication"] == {"system_auth": {"dc1": 3}}
+
+    def test_failed_decommission(self) -> None:
+        """The node that failed is told again; the one that is at it is waited for."""
+        members = [*RING, *SOUTH]
+        views = {p["name"]: view(members, leaving=["10.0.0.21", "10.0.0.22"]) for p in members}
+        views["ring21"]["mode"], views["ring22"]["mode"] = "DECOMMISSION_FAILED", "LEAVING"
+        verdict = self.judge(views=views)
+        assert [False, True] == [subject["under_way"] for subject in verdict["subjects"]]
 
     def test_again(self) -> None:
         """A second run."""

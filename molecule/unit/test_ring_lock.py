@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
-import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from plays import run, verb
 from repository import PLAYBOOKS, ROOT, load
 
 SHARED = ROOT / "playbooks" / "shared"
@@ -65,54 +62,11 @@ def test_what_changes_a_ring_is_done_under_its_lock(playbook: Path) -> None:
         assert not locked, play["name"]
 
 
-def run(folder: Path, playbook: Path, *arguments: str, **variables: Any) -> tuple[int, str]:
-    """Exit status and all that was printed, on one line; the one host is this machine, unchanged."""
-    host = {
-        "ansible_connection": "local",
-        "ansible_python_interpreter": sys.executable,
-        "ansible_become": "{{ inventory_hostname == 'nobody' }}",
-        "host_address": "127.0.0.1",
-        "cassandra_node_dc": "dc1",
-        "cassandra_node_rack": "rack1",
-        "site_state_directory": str(folder),
-        "vault_cassandra_superuser_password": "unused-here-1",
-        **variables,
-    }
-    groups: dict[str, Any] = {name: {"hosts": {}} for name in ("ingest", "gateways", "monitor")}
-    groups["cassandra"] = {"hosts": {"ring1": host}}
-    (folder / "hosts.yml").write_text(json.dumps({"all": {"children": groups}}))
-    done = subprocess.run(
-        ["ansible-playbook", "-i", str(folder / "hosts.yml"), str(playbook), *arguments],
-        env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROOT / "roles"), "ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr)
-
-
 def held(folder: Path, lock: dict[str, Any]) -> Path:
     """The lock's file, as somebody else's run has left it."""
     path = folder / "ring" / "main.lock"
     path.parent.mkdir()
     path.write_text(json.dumps({"since": time.time() - 60, "until": time.time() + 3600, **lock}))
-    return path
-
-
-def verb(folder: Path, name: str) -> Path:
-    """A playbook of one task file of the role."""
-    play = {
-        "hosts": "cassandra",
-        "gather_facts": False,
-        "vars": {
-            "cassandra_node_record_directory": str(folder / "ring"),
-            "cassandra_node_lock_operation": "restart_cassandra",
-        },
-        "tasks": [{"include_role": {"name": "cassandra_node", "tasks_from": name}}],
-    }
-    path = folder / f"{name}.yml"
-    path.write_text(json.dumps([play]))
     return path
 
 

@@ -489,7 +489,8 @@ def _judge_work(
             reasons.add(
                 "CN-211",
                 f"{name} says that it is {view['mode']}, not NORMAL. Wait until it is done; a node that is "
-                "DRAINING or DRAINED stays so: restart_cassandra starts it anew.",
+                "DRAINING or DRAINED stays so: restart_cassandra starts it anew; so does one that is "
+                "DECOMMISSION_FAILED: remove_cassandra_node, run again, lets it leave.",
             )
         if view["streams"]:
             reasons.add(

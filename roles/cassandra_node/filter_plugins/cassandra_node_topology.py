@@ -152,12 +152,20 @@ class Ring:
         )
 
     def is_leaving(self, address: str) -> bool:
-        """Whether some running node sees it leave."""
+        """Whether some running node sees it leave, which stays so where its leaving has failed."""
         return any(_among(address, view["leaving"]) for view in self.views.values())
 
-    def calls_itself_member(self, name: str) -> bool:
-        """Whether that node runs and says of itself that it takes part."""
-        return str(self.views.get(name, {}).get("mode")) == "NORMAL"
+    def leaving(self, name: str, address: str) -> dict[str, bool]:
+        """`leaving`: it was told to; `under_way`: it still does, which none but itself knows."""
+        mode = self.mode(name)
+        return {
+            "leaving": self.is_leaving(address) or mode == "DECOMMISSION_FAILED",
+            "under_way": mode == "LEAVING",
+        }
+
+    def mode(self, name: str) -> str:
+        """What that node says of itself; "" where it does not run."""
+        return str(self.views.get(name, {}).get("mode", ""))
 
     def in_datacenter(self, datacenter: str) -> list[str]:
         """The names on record that stand in it."""
@@ -170,7 +178,7 @@ def _among(address: str, addresses: Iterable[str]) -> bool:
 
 def _refuse_to_finish(ring: Ring, verdict: dict[str, Any], name: str, address: str) -> bool:
     """What is finished is stopped: not a node that takes part, whatever the others say."""
-    if not ring.calls_itself_member(name):
+    if ring.mode(name) != "NORMAL":
         return False
     verdict["refusals"]["CN-307"] = (
         f"no node knows {name} by the address {address}, but {name} says of itself that it is NORMAL. "
@@ -400,7 +408,9 @@ def _remove(
     state = ring.states.get(subject)
     member = ring.is_member(address)
     runs = bool(state and state["active"])
-    if member and not ring.is_leaving(address):
+    leaving = ring.leaving(subject, address)
+    # What the others began to take over from a dead one is not undone by refusing the rest of it.
+    if member and not leaving["under_way" if runs else "leaving"]:
         if not left:
             verdict["refusals"]["CN-310"] = (
                 f"{subject} is the last node of {datacenter}. Its data centre goes as a whole: run "
@@ -438,7 +448,7 @@ def _remove(
             "dc": datacenter,
             "case": case,
             "host_id": node["host_id"],
-            "under_way": ring.is_leaving(address),
+            **leaving,
         }
     )
 
@@ -633,7 +643,7 @@ def _remove_datacenter(
                 "dc": datacenter,
                 "case": case,
                 "host_id": node["host_id"],
-                "under_way": ring.is_leaving(address),
+                **ring.leaving(name, address),
             }
         )
 
