@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from repository import ROOT, tasks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/cassandra_node/filter_plugins"))
 from cassandra_node_plan import plan  # type: ignore[import-not-found]
@@ -150,6 +151,12 @@ class TestAdd:
         )
         assert cases(verdict) == {"ring4": "start"}
 
+    def test_on_record_and_stopped_is_never_wiped(self) -> None:
+        """Also where no running node tells that it is a member."""
+        begun = state(active=False, joining={"how": "bootstrap", "joined": True})
+        verdict = judge("add", peers=[*RING, NEW], record=record([*RING, NEW]), states={"ring4": begun})
+        assert {"ring4": "start"} == cases(verdict)
+
     def test_on_record_and_not_finished(self) -> None:
         """Interrupted between the record and the end."""
         peers = [*RING, NEW]
@@ -205,12 +212,22 @@ class TestReplace:
         assert verdict["subjects"][0]["address"] == "10.0.0.99"
 
     @pytest.mark.parametrize(("active", "case"), [(True, "wait"), (False, "clean")])
-    def test_interrupted(self, active: bool, case: str) -> None:
+    def test_interrupted_before_the_record(self, active: bool, case: str) -> None:
         """Resumed while its daemon runs, cleaned when it does not."""
         begun = state(active=active, joining={"how": "replace", "replaces": "10.0.0.2"})
         assert cases(judge("replace", subject="ring2", states={"ring2": begun})) == {"ring2": case}
 
-    def test_interrupted_after_the_record(self) -> None:
+    @pytest.mark.parametrize(
+        ("condition", "case"),
+        [(state(), "wait"), (state(active=False), "start"), (state("empty"), "clean")],
+        ids=["runs", "stopped in the repair", "lost its disk"],
+    )
+    def test_interrupted_after_the_record(self, condition: dict[str, Any], case: str) -> None:
+        """It holds what the dead one had; at the same address nothing but the marker tells the two apart."""
+        begun = {**condition, "joining": {"how": "replace", "replaces": "10.0.0.2", "joined": True}}
+        assert {"ring2": case} == cases(judge("replace", subject="ring2", states={"ring2": begun}))
+
+    def test_interrupted_after_the_record_at_a_new_address(self) -> None:
         """At a new address and on record with it: what it replaced is still known from the marker."""
         moved = [*[p for p in RING if p["name"] != "ring2"], {**peer(2), "address": "10.0.0.99"}]
         begun = state(joining={"how": "replace", "replaces": "10.0.0.2"})
@@ -547,6 +564,20 @@ class TestAddDatacenter:
         assert cases(verdict) == {"ring22": "wait"}
         assert verdict["subjects"][0]["tokens"] == [5, 6]
 
+    def test_on_record_and_stopped_is_never_wiped(self) -> None:
+        """Interrupted in the rebuild; no running node tells that it is a member."""
+        peers = [*RING, *SOUTH]
+        begun = state(active=False, joining={"how": "datacenter", "tokens": [5, 6], "joined": True})
+        verdict = judge(
+            "add_datacenter",
+            subject="dc2",
+            peers=peers,
+            record=record(peers),
+            states={"ring22": begun},
+            wanted_keyspaces=WANTED,
+        )
+        assert {"ring22": "start"} == cases(verdict)
+
     def test_again(self) -> None:
         """A second run."""
         peers = [*RING, *SOUTH]
@@ -745,6 +776,22 @@ class TestPlanOfANodeThatJoins:
         """CN-316: site.yml leaves a host alone on which a change was begun."""
         begun = {"joining": {"how": "bootstrap"}}
         assert sorted(self.plan("ring4", mine=begun)["refusals"]) == ["CN-316"]
+
+
+def test_marker_says_that_the_node_is_on_record_before_the_long_part() -> None:
+    """A run that is interrupted in the repair is to find it; a start of such a node does not take it away."""
+    steps = list(tasks(ROOT / "roles/cassandra_node/tasks/join_members.yml"))
+    names = [str(task["name"]).removeprefix("Join | ") for task in steps]
+    noted = names.index("Note that the node is on record")
+    assert names.index("Record the node on the controller") < noted
+    assert noted < names.index("Fetch what the copies that are left have and this one lacks")
+    assert marker({"how": "replace"}, joined=True) == {"how": "replace", "joined": True}
+    begin = next(
+        task
+        for task in tasks(ROOT / "roles/cassandra_node/tasks/join_start.yml")
+        if str(task["name"]) == "Join | Note what is begun"
+    )
+    assert begin["when"] == "__cassandra_node_mine.case != 'start'"
 
 
 def test_record_follows() -> None:

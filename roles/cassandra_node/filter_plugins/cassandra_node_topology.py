@@ -230,6 +230,9 @@ def _case_of_joining(ring: Ring, name: str, verdict: dict[str, Any]) -> str:
         return "fresh"
     if state["active"]:
         return "finish" if name in ring.recorded and marker.get("how") == "bootstrap" else "wait"
+    # Once it is on record its data is the ring's, whatever the others see of it now.
+    if marker.get("joined") and state["data"] == "used":
+        return "start"
     # At the dead node's address it is the dead one that the others still hold for an owner of tokens.
     own = marker.get("how") != "replace" or (
         state["data"] == "used"
@@ -711,9 +714,10 @@ def peers_with_subject(peers: list[Peer], record: dict[str, Any], subject: str) 
     return [*peers, {"name": subject, **{key: node[key] for key in ("address", "dc", "rack")}}]
 
 
-def marker(subject: dict[str, Any]) -> dict[str, Any]:
-    """What is kept on a host until its join is finished."""
-    return {key: subject[key] for key in ("how", "replaces", "tokens", "predecessor") if key in subject}
+def marker(subject: dict[str, Any], *, joined: bool = False) -> dict[str, Any]:
+    """What is kept on a host until its join is finished; `joined` as soon as it is on record."""
+    kept = {key: subject[key] for key in ("how", "replaces", "tokens", "predecessor") if key in subject}
+    return {**kept, "joined": True} if joined else kept
 
 
 DEPLOY = (
