@@ -673,9 +673,19 @@ class TestBusy:
     def test_hints_for_the_node_touched_last(self, ring: Ring) -> None:
         """Those for another node do not matter."""
         ring.views["ring1"]["hints"] = [ring.record["nodes"]["ring2"]["host_id"]]
-        assert ids(ring.judge("touch", "ring3")) == []
+        assert ids(ring.judge("touch", "ring3", last_touched="ring1")) == []
         assert ids(ring.judge("touch", "ring3", last_touched="ring2")) == ["CN-214"]
         assert ids(ring.judge("touch", "ring3", last_touched=["ring1", "ring2"])) == ["CN-214"]
+
+    def test_hints_for_a_node_that_an_interrupted_run_touched(self, ring: Ring) -> None:
+        """The next run remembers nobody: those for any node count, but for one that is declared absent."""
+        ring.views["ring2"]["hints"] = [ring.record["nodes"]["ring1"]["host_id"]]
+        judged = ring.judge("touch", "ring2")
+        assert ids(judged) == ["CN-214"]
+        assert judged["passing"]
+        assert ids(ring.judge("return")) == ids(ring.judge("repairing", "ring2")) == []
+        ring.views["ring2"]["hints"] = [ring.record["nodes"]["ring3"]["host_id"]]
+        assert "CN-214" not in ids(ring.judge("touch", "ring2", **ring.declare_absent("ring3")))
 
     def test_dead_node_beside_a_stream_does_not_pass(self, ring: Ring) -> None:
         """Waiting is worth while only where everything passes."""

@@ -161,6 +161,9 @@ def verdict(
     reasons = Reasons()
     by_name = {str(peer["name"]): peer for peer in peers}
     touched = [last_touched] if isinstance(last_touched, str) and last_touched else list(last_touched or ())
+    if mode == "touch" and not touched:
+        # Whom an interrupted run has touched last nobody knows any more.
+        touched = sorted(by_name)
     _judge_subjects(reasons, by_name, mode=mode, subjects=subjects)
     _judge_record(reasons, by_name, record, absent)
     missing = set(record.get("nodes") or {}) & set(absent) - set(by_name)
