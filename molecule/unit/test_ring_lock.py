@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import getpass
 import json
+import multiprocessing
+import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,9 @@ from typing import Any
 import pytest
 from plays import run, verb
 from repository import PLAYBOOKS, ROOT, load
+
+sys.path.insert(0, str(ROOT / "roles/cassandra_node/action_plugins"))
+import cassandra_node_lock as lock  # type: ignore[import-not-found]
 
 SHARED = ROOT / "playbooks" / "shared"
 # Task files of cassandra_node that change nodes, accounts or tables.
@@ -117,6 +123,51 @@ def test_the_look_passes_what_the_lock_would_and_changes_nothing(
     assert words in said
     assert (status != 0) == words.startswith("CN-219")
     assert before == (path.read_bytes() if path.exists() else None)
+
+
+@pytest.mark.parametrize("left", [MINE, {**THEIRS, "until": 1}], ids=["interrupted", "run out"])
+def test_two_runs_that_find_a_stale_lock_do_not_both_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: dict[str, Any]
+) -> None:
+    """The second once took away what the first had just written."""
+    path = held(tmp_path, {**left, "operation": "restart_cassandra"})
+    decide = lock.refusal
+
+    def slowly(*arguments: Any, **named: Any) -> Any:
+        said = decide(*arguments, **named)
+        time.sleep(0.3)
+        return said
+
+    monkeypatch.setattr(lock, "refusal", slowly)
+    fork = multiprocessing.get_context("fork")
+    start, told = fork.Event(), fork.Queue()
+
+    def take() -> None:
+        pid = os.getpid()
+        wanted = {
+            **MINE,
+            "pid": pid,
+            "started": lock.process_start(pid),
+            "operation": "remove_cassandra_node",
+        }
+        start.wait()
+        got = lock.take(
+            path, {**wanted, "since": 0, "until": time.time() + 60}, now=time.time(), take_over=False
+        )
+        told.put((pid, got.get("msg", "")))
+        # Its process is what holds the lock.
+        time.sleep(1)
+
+    runs = [fork.Process(target=take) for _ in range(2)]
+    for one in runs:
+        one.start()
+    start.set()
+    said = dict(told.get(timeout=10) for _ in runs)
+    for one in runs:
+        one.join()
+    winners = [pid for pid, refused in said.items() if not refused]
+    assert winners == [json.loads(path.read_text())["pid"]]
+    assert sum("CN-219" in refused for refused in said.values()) == 1
 
 
 @pytest.mark.playbook

@@ -6,11 +6,14 @@ which process; a lock whose process has ended was left by a run that was interru
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,57 @@ def read(path: Path) -> dict[str, Any] | None:
         return {**unknown, "owner": f"nobody knows whom ({path} cannot be read)", "until": _FOR_EVER}
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time reads, decides and writes: a file beside the lock is held meanwhile.
+
+    Not the lock itself: it is replaced, and would be held under a name that is another file's by then.
+    """
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    guard = os.open(path.with_name(f"{path.name}.guard"), os.O_RDWR | os.O_CREAT)
+    try:
+        if os.fstat(guard).st_uid == os.getuid():
+            # Whatever the umask: colleagues may share the directory.
+            os.fchmod(guard, 0o660)
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(guard)
+
+
+def judge(path: Path, wanted: dict[str, Any], *, now: float, take_over: bool) -> dict[str, Any]:
+    """{lock, interrupted} as found, `interrupted` where it was left by another run; or a failure."""
+    held = read(path)
+    running = held is not None and is_running(held)
+    said = refusal(held, wanted, now=now, take_over=take_over, running=running)
+    if said:
+        return {"failed": True, "msg": said, "lock": held}
+    return {"lock": held, "interrupted": None if is_mine(held, wanted) else held}
+
+
+def take(path: Path, wanted: dict[str, Any], *, now: float, take_over: bool) -> dict[str, Any]:
+    """The same, with the lock taken where that is no failure."""
+    with alone(path):
+        result = judge(path, wanted, now=now, take_over=take_over)
+        if result.get("failed"):
+            return result
+        new = path.with_name(f"{path.name}.new")
+        new.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        new.replace(path)
+        return {**result, "lock": wanted, "changed": not is_mine(result["lock"], wanted)}
+
+
+def free(path: Path, wanted: dict[str, Any]) -> None:
+    """Gives back what this process holds and nothing else."""
+    with alone(path):
+        if is_mine(read(path), wanted):
+            path.unlink()
+
+
+def is_mine(held: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
+    return held is not None and all(held[key] == wanted[key] for key in ("host", "pid", "started"))
+
+
 class ActionModule(ActionBase):  # type: ignore[misc]
     """Arguments: file, state (held, free, looked), operation, owner, minutes, take_over.
 
@@ -106,33 +160,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "since": int(now),
             "until": int(now + 60 * float(arguments.get("minutes", 240))),
         }
-        held = read(path)
-        running = held is not None and is_running(held)
         if arguments["state"] == "free":
-            mine = held is not None and held["host"] == wanted["host"] and held["pid"] == pid
-            if mine and not self._task.check_mode:
-                path.unlink(missing_ok=True)
-            return {"changed": mine, "lock": held}
+            held = read(path)
+            if is_mine(held, wanted) and not self._task.check_mode:
+                free(path, wanted)
+            return {"changed": is_mine(held, wanted), "lock": held}
         take_over = str(arguments.get("take_over", "false")).lower() in ("true", "yes", "1")
-        said = refusal(held, wanted, now=now, take_over=take_over, running=running)
-        if said:
-            return {"failed": True, "msg": said, "lock": held}
-        mine = held is not None and held["pid"] == pid and held["host"] == wanted["host"]
-        interrupted = held if held is not None and not mine else None
-        if arguments["state"] == "looked":
-            return {"changed": False, "lock": held, "interrupted": interrupted}
-        if not self._task.check_mode:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if held is not None or path.exists():
-                path.unlink(missing_ok=True)
-            try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            except FileExistsError:
-                return {
-                    "failed": True,
-                    "msg": "CN-219: another run took the ring's lock at the same moment. Run again.",
-                }
-            with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-                json.dump(wanted, handle, indent=2)
-                handle.write("\n")
-        return {"changed": not mine, "lock": wanted, "interrupted": interrupted}
+        if arguments["state"] == "looked" or self._task.check_mode:
+            return {"changed": False, **judge(path, wanted, now=now, take_over=take_over)}
+        return take(path, wanted, now=now, take_over=take_over)
