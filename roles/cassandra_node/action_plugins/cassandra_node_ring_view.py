@@ -9,23 +9,40 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """The module's own result, its view with `clock: {offset, within}` in seconds."""
+    """The module's own result, its view with `clock: {offset, within}` in seconds.
+
+    A host that is reached and on which the module does not run has a view, too: of why it has none.
+    """
 
     _supports_check_mode = True
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
-        clock = self._clock()
-        result: dict[str, Any] = self._execute_module(
-            module_name="cassandra_node_ring_view", module_args=self._task.args, task_vars=task_vars
-        )
-        if isinstance(result.get("view"), dict):
+        clock = None
+        try:
+            clock = self._clock()
+            result: dict[str, Any] = self._execute_module(
+                module_name="cassandra_node_ring_view", module_args=self._task.args, task_vars=task_vars
+            )
+        except AnsibleError as error:
+            # A full disk is told as a failed connection, by a host that has just said what time it is.
+            if clock is None and isinstance(error, AnsibleConnectionFailure):
+                raise
+            result = {"failed": True, "msg": str(error)}
+        if not isinstance(result.get("view"), dict) and not result.get("unreachable"):
+            result["view"] = self._without(str(result.get("msg", "")).strip())
+        if "view" in result:
             result["view"]["clock"] = clock
         return result
+
+    def _without(self, why: str) -> dict[str, Any]:
+        text = f"it was reached, but could not be asked ({why}). See that Ansible can work on this host"
+        return {"error": text, "kind": "", "round": self._task.args.get("round", ""), "pending": []}
 
     def _clock(self) -> dict[str, float] | None:
         sent = time.time()
