@@ -611,6 +611,16 @@ class TestAddDatacenter:
         )
         assert refused(verdict) == ["CN-311"]
 
+    def test_keyspace_that_is_not_there_yet(self) -> None:
+        """CN-311: before a node has joined, after which it can neither be altered nor deployed."""
+        new = {"name": "notes", "replication": {"dc1": 3, "dc2": 1}}
+        given: dict[str, Any] = {"subject": "dc2", "peers": [*RING, *SOUTH]}
+        verdict = judge("add_datacenter", wanted_keyspaces=[*WANTED, new], **given)
+        assert refused(verdict) == ["CN-311"]
+        assert "notes of cassandra_node_keyspaces" in verdict["refusals"]["CN-311"]
+        elsewhere = {"name": "notes", "replication": {"dc1": 3}}
+        assert not refused(judge("add_datacenter", wanted_keyspaces=[*WANTED, elsewhere], **given))
+
     def test_more_copies_than_nodes(self) -> None:
         """CN-314."""
         verdict = judge(

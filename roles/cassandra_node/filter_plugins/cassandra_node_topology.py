@@ -528,6 +528,15 @@ def _add_datacenter(
             f"{min(3, len(names))}}}}}, and run again."
         )
         return
+    unknown = sorted(name for name, count in copies.items() if count and name not in keyspaces)
+    # Where none was read there was no node to ask, which the gate says.
+    if keyspaces and unknown:
+        verdict["refusals"]["CN-311"] = (
+            f"{', '.join(unknown)} of cassandra_node_keyspaces is to have copies in {datacenter}, but is not "
+            f"in this ring yet. Take it out until {datacenter} is there, or create it first (playbooks/"
+            f"deploy_cassandra.yml, with the inventory as it was before {datacenter}); then run again."
+        )
+        return
     if short := [f"{name} wants {count}" for name, count in sorted(copies.items()) if count > len(names)]:
         verdict["refusals"]["CN-314"] = (
             f"{datacenter} has {len(names)} node(s), but of copies there {'; '.join(short)}. Lower the "
