@@ -216,3 +216,13 @@ def test_accounts_are_not_changed_behind_clients_of_an_absent_node(
     assert status != 0
     assert recorded == ("CN-174: ring2 is declared absent, but takes connections of clients" in said)
     assert recorded == ("TASK [cassandra_node : R" not in said.split("CN-174 Refuse", 1)[1])
+
+
+@pytest.mark.playbook
+def test_site_is_verified_without_a_host_that_is_declared_absent(tmp_path: Path) -> None:
+    """By no play: its certificate and metrics are not asked for either."""
+    playbook = ROOT / "playbooks/verify_site.yml"
+    gone = {**GONE, "host_address": "192.0.2.13", "cassandra_node_dc": "dc1", "cassandra_node_rack": "rack1"}
+    status, said = played(tmp_path, playbook, {"ring3": gone}, cassandra_node_absent_hosts=["ring3"])
+    assert "UNREACHABLE" not in said
+    assert status == 0, said
