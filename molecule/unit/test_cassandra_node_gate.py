@@ -468,6 +468,7 @@ class TestUpgrade:
             ("repairing", ["ring2"]),
             ("touch", ["ring1"]),
         ]
+        assert planned["steps"][0]["why"] == "it is down, so no snapshot of it is taken"
 
     def test_interrupted_in_the_drain(self, ring: Ring) -> None:
         """Such a node is down, whatever version it runs, and is named once."""

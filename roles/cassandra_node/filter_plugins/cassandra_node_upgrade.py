@@ -36,7 +36,9 @@ def upgrade_plan(
         {
             "mode": "repairing",
             "subjects": [name],
-            "why": "it is drained" if view["kind"] == "drained" else "it is down",
+            "why": "it is drained"
+            if view["kind"] == "drained"
+            else "it is down, so no snapshot of it is taken",
         }
         for name, view in found.items()
         if view.get("kind") in ("stopped", "drained")
