@@ -22,13 +22,15 @@ FIXTURES = Path(__file__).parent / "fixtures/ring_views"
 sys.path.insert(0, str(ROLE / "filter_plugins"))
 from cassandra_node_gate import (  # type: ignore[import-not-found]  # noqa: E402
     normal_address,
-    outage_plan,
     quorum_lost,
     replicas,
-    restart_steps,
-    status_faults,
     summary,
     verdict,
+)
+from cassandra_node_steps import (  # type: ignore[import-not-found]  # noqa: E402
+    outage_plan,
+    restart_steps,
+    status_faults,
 )
 from cassandra_node_upgrade import outdated, upgrade_plan  # type: ignore[import-not-found]  # noqa: E402
 

@@ -8,7 +8,6 @@ reasons that stand against it. A reason has an ID; docs/refusals.md has a line f
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +17,6 @@ CLOCKS_APART_SECONDS = 1.0
 # Reasons that a busy ring gets over by itself.
 PASSING = frozenset(["CN-209", "CN-210", "CN-211", "CN-212", "CN-213", "CN-214", "CN-216"])
 PORTS = {7000: "other nodes", 9042: "clients"}
-# Kinds of views of nodes that serve nobody until they are started.
-DOWN = ("stopped", "drained")
 
 REPLACE = "replace_cassandra_node"
 AFTER_OUTAGE = "start_cassandra_after_outage"
@@ -174,10 +171,10 @@ def verdict(
     ]
     excused = set(subjects) if mode == "repairing" else set()
     speaking = _judge_answers(reasons, by_name, views, excused)
-    _judge_identities(reasons, nodes, by_name, record, speaking, excused | missing)
+    _judge_identities(reasons, nodes, by_name, speaking, excused | missing)
     _judge_liveness(reasons, by_name, speaking, excused)
     _judge_seeds(reasons, by_name, views, speaking, seeds)
-    _judge_schema(reasons, by_name, speaking, excused)
+    _judge_schema(reasons, speaking)
     _judge_work(reasons, by_name, speaking, excused)
     _judge_hints(reasons, nodes, speaking, touched)
     _judge_clocks(reasons, views)
@@ -296,7 +293,6 @@ def _judge_identities(
     reasons: Reasons,
     nodes: Sequence[Mapping[str, Any]],
     by_name: Mapping[str, Mapping[str, Any]],
-    record: Mapping[str, Any],
     speaking: Mapping[str, Mapping[str, Any]],
     excused: set[str],
 ) -> None:
@@ -447,12 +443,7 @@ def _advances(view: Mapping[str, Any], address: str) -> bool:
     return address in first and address in second and second[address] > first[address]
 
 
-def _judge_schema(
-    reasons: Reasons,
-    by_name: Mapping[str, Mapping[str, Any]],
-    speaking: Mapping[str, Mapping[str, Any]],
-    excused: set[str],
-) -> None:
+def _judge_schema(reasons: Reasons, speaking: Mapping[str, Mapping[str, Any]]) -> None:
     versions: dict[str, set[str]] = {}
     for name, view in speaking.items():
         versions.setdefault(view["schema_version"], set()).add(name)
@@ -618,130 +609,9 @@ def _judge_quorum(
         )
 
 
-# --- what to restart --------------------------------------------------------------------------------
-
-
-def restart_steps(
-    peers: Sequence[Mapping[str, Any]],
-    *,
-    views: Mapping[str, Mapping[str, Any] | None],
-    names: Sequence[str] = (),
-    everything: bool = False,
-    by: str = "node",
-) -> list[dict[str, Any]]:
-    """[{mode, subjects, why}], in order: what is down first, then one by one or a rack at a time.
-
-    Without `names` and `everything` only nodes of which a changed configuration waits. A node that runs
-    and says nothing is restarted only where it is named. One that was drained is down: the gate opens
-    for no touch while it is, since the others call it so.
-    """
-    by_name = {str(peer["name"]): peer for peer in peers}
-    unknown = sorted(set(names) - set(by_name))
-    if unknown:
-        raise ValueError(f"{', '.join(unknown)}: not in this ring ({', '.join(sorted(by_name))})")
-    if by not in ("node", "rack"):
-        raise ValueError(f"restart by node or by rack, not by {by!r}")
-    down, living = [], []
-    for name in sorted(by_name, key=lambda name: (by_name[name]["dc"], by_name[name]["rack"], name)):
-        view = views.get(name) or {}
-        if names and name not in names:
-            continue
-        if view.get("kind") in DOWN or (name in names and view.get("error")):
-            down.append(name)
-        elif names or everything or pending_restart(view.get("pending") or []):
-            living.append(name)
-
-    def groups(among: list[str]) -> list[list[str]]:
-        racks: dict[tuple[str, str], list[str]] = {}
-        for name in among:
-            racks.setdefault((str(by_name[name]["dc"]), str(by_name[name]["rack"])), []).append(name)
-        return [[name] for name in among] if by == "node" else list(racks.values())
-
-    steps = []
-    for group in groups(down):
-        kinds = {(views.get(name) or {}).get("kind") for name in group}
-        why = "drained" if kinds == {"drained"} else "down"
-        steps.append(
-            {
-                "mode": "repairing",
-                "subjects": group,
-                "why": f"{'it is' if len(group) == 1 else 'they are'} {why}",
-            }
-        )
-    for group in groups(living):
-        waiting = [
-            line for name in group for line in pending_restart((views.get(name) or {}).get("pending") or [])
-        ]
-        why = "; ".join(dict.fromkeys(waiting)) or "as asked"
-        steps.append({"mode": "touch", "subjects": group, "why": why})
-    return steps
-
-
-def outage_plan(
-    peers: Sequence[Mapping[str, Any]],
-    *,
-    views: Mapping[str, Mapping[str, Any] | None],
-    record: Mapping[str, Any],
-    states: Mapping[str, Mapping[str, Any] | None],
-    reasons: Sequence[Mapping[str, str]],
-    seeds: Sequence[str],
-) -> dict[str, Any]:
-    """{seeds, others, refusals}: the nodes that are down, those that others look for first apart.
-
-    `reasons` are the gate's. That nodes are down is what this is for; a ring whose record, clocks or
-    disks are wrong would come up wrong. `seeds` are addresses.
-    """
-    refusals = [
-        dict(reason) for reason in reasons if reason["id"] in ("CN-202", "CN-203", "CN-218", "CN-222")
-    ]
-    first = {normal_address(address) for address in seeds}
-    down: dict[bool, list[str]] = {True: [], False: []}
-    for peer in sorted(peers, key=lambda peer: str(peer["name"])):
-        name = str(peer["name"])
-        if (views.get(name) or {}).get("kind") not in DOWN:
-            continue
-        if name in (record.get("nodes") or {}) and (states.get(name) or {}).get("data") == "empty":
-            refusals.append(
-                {
-                    "id": "CN-112",
-                    "text": f"the data directory of {name} is empty, but it stands in the controller's "
-                    "record. Started like this it would come up with no data, or silently take over "
-                    f"ranges. If the disk is not mounted, mount it; if it was lost, declare {name} absent "
-                    f"""for this run (-e '{{"cassandra_node_absent_hosts": ["{name}"]}}') and then run """
-                    f"{REPLACE}.",
-                }
-            )
-            continue
-        down[normal_address(peer["address"]) in first].append(name)
-    return {"seeds": down[True], "others": down[False], "refusals": refusals}
-
-
-# --- what nodetool prints -----------------------------------------------------------------------------
-
-
-def status_faults(
-    lines: Iterable[str], peers: Sequence[Mapping[str, Any]], absent: Sequence[str] = ()
-) -> list[str]:
-    """Why the ring that `nodetool status` prints is not that of `peers`, up and normal but for the absent."""
-    matches = (re.match(r"([UD?][NLJM])\s+(\S+)", line) for line in lines)
-    seen = {normal_address(match[2]): match[1] for match in matches if match}
-    names = {normal_address(peer["address"]): str(peer["name"]) for peer in peers}
-    faults = []
-    for address, name in names.items():
-        if seen.get(address) != "UN" and name not in absent:
-            faults.append(f"{name} ({address}) is {seen.get(address, 'not there')}")
-    strangers = sorted(set(seen) - set(names))
-    return faults + [f"{address} is there and not in the inventory" for address in strangers]
-
-
 def summary(reasons: Sequence[Mapping[str, str]]) -> str:
     """The reasons as one text, for an error message."""
     return "\n".join(f"{reason['id']}: {reason['text']}" for reason in reasons)
-
-
-def pending_restart(pending: Iterable[str]) -> list[str]:
-    """What a restart would put into force: another version needs an upgrade instead."""
-    return [line for line in pending if not re.match(r"version: ", line)]
 
 
 class FilterModule:
@@ -752,8 +622,4 @@ class FilterModule:
             "cassandra_node_gate": verdict,
             "cassandra_node_gate_summary": summary,
             "cassandra_node_normal_address": normal_address,
-            "cassandra_node_outage_plan": outage_plan,
-            "cassandra_node_restart_steps": restart_steps,
-            "cassandra_node_pending_restart": pending_restart,
-            "cassandra_node_status_faults": status_faults,
         }
