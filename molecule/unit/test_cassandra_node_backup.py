@@ -99,12 +99,28 @@ def test_latest_is_the_newest_whole_backup() -> None:
     assert [NAME] == list(backup.whole_backups(manifests))
 
 
+def incomplete(manifest: dict[str, Any], *more: str, schema_version: str = "x") -> str:
+    """Of a ring of ring1, ring2 and `more`."""
+    return str(backup.incomplete(manifest, ["ring1", "ring2", *more], schema_version=schema_version))
+
+
 def test_part_of_a_ring_is_no_backup() -> None:
     """CN-151: a node is missing, or the schema changed while it ran."""
-    assert "" == backup.incomplete(MANIFEST, ["ring1", "ring2"])
-    assert "CN-151: ring3 wrote no files" in backup.incomplete(MANIFEST, ["ring1", "ring2", "ring3"])
-    changed = {"nodes": {**NODES, "ring2": {**NODES["ring2"], "schema_version": "y"}}}
-    assert "2 versions" in backup.incomplete(changed, ["ring1", "ring2"])
+    assert "" == incomplete(MANIFEST)
+    assert "CN-151: ring3 wrote no files" in incomplete(MANIFEST, "ring3")
+    changed = {**MANIFEST, "nodes": {**NODES, "ring2": {**NODES["ring2"], "schema_version": "y"}}}
+    assert "2 versions" in incomplete(changed)
+
+
+def test_table_that_nobody_described_is_in_no_backup() -> None:
+    """CN-151: one made after the tables were described could not be restored, and nothing said so."""
+    made = {**MANIFEST, "schema": {"fieldring.points": "CREATE", "fieldring.new": "CREATE"}}
+    assert "the columns of fieldring.new are not known" in incomplete(made)
+
+
+def test_schema_that_changed_after_every_node_had_read_it() -> None:
+    """CN-151: all nodes agree, on a version that is not the one the tables were described in."""
+    assert "2 versions" in incomplete(MANIFEST, schema_version="y")
 
 
 def test_room_is_asked_for_before_anything_is_fetched() -> None:

@@ -162,6 +162,25 @@ def test_backup_that_is_none_takes_no_whole_ones_place(
     assert {FIRST} == set(storage.forgotten)
 
 
+def test_schema_is_read_again_before_a_backup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CN-151, and no manifest is written; it was read before the snapshot only, so that nothing noticed."""
+    Storage(monkeypatch, {"ring1": {}})
+    entry = {"schema_version": "before"}
+    manifest = {**ring_manifest(FIRST), "nodes": {"ring1": entry}, "schema": {}, "columns": {}}
+    monkeypatch.setattr(module, "ask", lambda nodetool: {"schema_version": "after"})
+    with pytest.raises(backup.BackupError, match="CN-151: the schema changed meanwhile"):
+        node(tmp_path, nodes=["ring1"], name=FIRST, manifest=manifest).commit()
+
+
+def test_tables_are_described_after_the_snapshots() -> None:
+    """One that was made in between is in the snapshots; its columns have to be in the manifest, too."""
+    order = [
+        task.get("cassandra_node_backup", task.get("cassandra_node_tables", {})).get("action")
+        for task in tasks(ROLE / "tasks" / "backup.yml")
+    ]
+    assert order.index("create") < order.index("describe") < order.index("commit")
+
+
 def test_node_is_told_which_backups_are_whole() -> None:
     """Those that were found before this one, and this one."""
     task = next(t for t in tasks(ROLE / "tasks" / "backup.yml") if "__cassandra_node_forgotten" in t.values())

@@ -160,7 +160,6 @@ class Node:
         }
 
     def create(self):
-        view = ask(self.params["nodetool"])
         clear(self.params["nodetool"], self.staging)
         repository = self.repository()
         self.judge_storage()
@@ -179,6 +178,7 @@ class Node:
                 raise BackupError(
                     f"there is no keyspace to back up (asked for: {self.params['keyspaces'] or 'all'})"
                 )
+            view = ask(self.params["nodetool"])
             nodetool(self.params["nodetool"], "snapshot", "-t", SNAPSHOT, "--", *live)
             self.staging.mkdir(mode=0o700)
             tables = link_snapshots(self.data / "data", self.staging)
@@ -252,7 +252,9 @@ class Node:
         return parse_list(bean["Keyspaces"])
 
     def commit(self):
-        if said := incomplete(self.params["manifest"], self.params["nodes"]):
+        # Once more: it was read before the snapshots, and the tables were described after them.
+        now = ask(self.params["nodetool"])["schema_version"]
+        if said := incomplete(self.params["manifest"], self.params["nodes"], schema_version=now):
             raise BackupError(said)
         repository = self.repository()
         if repository.ring_manifest(self.params["name"]) == self.params["manifest"]:

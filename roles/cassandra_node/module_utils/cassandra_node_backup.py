@@ -213,14 +213,16 @@ def without_id(statement: str) -> str:
     )
 
 
-def incomplete(manifest: dict[str, Any], expected: list[str]) -> str:
-    """Why this is no backup of the whole ring; "" when it is one."""
+def incomplete(manifest: dict[str, Any], expected: list[str], *, schema_version: str) -> str:
+    """Why this is no backup of the whole ring, whose schema now is of that version; "" when it is one."""
     missing = sorted(set(expected) - set(manifest["nodes"]))
-    versions = {entry["schema_version"] for entry in manifest["nodes"].values()}
-    if not missing and len(versions) == 1:
+    versions = {schema_version, *(entry["schema_version"] for entry in manifest["nodes"].values())}
+    unknown = sorted(set(manifest["schema"]) - set(manifest["columns"]))
+    if not missing and not unknown and len(versions) == 1:
         return ""
     found = [f"{', '.join(missing)} wrote no files"] if missing else []
     found += [f"the schema changed meanwhile ({len(versions)} versions)"] if len(versions) > 1 else []
+    found += [f"the columns of {', '.join(unknown)} are not known"] if unknown else []
     return (
         f"CN-151: {'; '.join(found)}. This is no backup, and the ones before it stay. Run it again when "
         "every node is up and nobody changes the schema."
