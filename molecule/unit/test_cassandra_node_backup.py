@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/cassandra_node/module_utils"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/cassandra_node/files/repair"))
 import cassandra_node_backup as backup  # type: ignore[import-not-found]
+import cassandra_node_cql  # type: ignore[import-not-found]
 import cassandra_repair as repair  # type: ignore[import-not-found]
+
+# The names that they have on a host.
+sys.modules["ansible.module_utils.cassandra_node_backup"] = backup
+sys.modules["ansible.module_utils.cassandra_node_cql"] = cassandra_node_cql
+import cassandra_node_tables as tables  # type: ignore[import-not-found]  # noqa: E402
 
 NAME = "20261101T010000Z"
 NODES = {
@@ -33,6 +41,7 @@ def verdict(**changes: Any) -> dict[str, Any]:
         "wanted": [],
         "nodes": NODES,
         "columns": COLUMNS,
+        "dropped": {},
         "keyspaces": ["fieldring"],
         "confirm": NAME,
     }
@@ -65,8 +74,18 @@ GROWN = {**NODES, "ring3": {"host_id": "c", "tokens": [6]}}
         ("CN-147", {"confirm": ""}, f"restore_cassandra_confirm={NAME}"),
         (
             "CN-149",
-            {"columns": {"fieldring.points": {"value": ["text", "regular"]}}},
+            {"columns": {"fieldring.points": {**COLUMNS["fieldring.points"], "value": ["text", "regular"]}}},
             "value was double regular",
+        ),
+        (
+            "CN-149",
+            {"columns": {"fieldring.points": {"sensor": ["text", "partition_key"]}}},
+            "value is not there any more",
+        ),
+        (
+            "CN-149",
+            {"dropped": {"fieldring.points": {"value": "20261101T010001Z"}}},
+            "value was dropped and made again",
         ),
         ("CN-150", {"keyspaces": []}, "fieldring"),
     ],
@@ -76,6 +95,33 @@ def test_restore_is_refused(identifier: str, changes: dict[str, Any], says: str)
     found = verdict(**changes)["refusals"]
     assert [identifier] == list(found)
     assert says in found[identifier]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"columns": {"fieldring.points": {**COLUMNS["fieldring.points"], "unit": ["text", "regular"]}}},
+        {"dropped": {"fieldring.points": {"value": "20261031T235959Z"}}},
+        {"dropped": {"fieldring.points": {"unit": "20261101T010001Z"}}},
+        {"columns": {}, "dropped": {"fieldring.points": {"value": "20261101T010001Z"}}},
+    ],
+    ids=["added", "dropped before", "dropped, and not in the backup", "table that is made"],
+)
+def test_columns_that_hide_nothing_of_a_backup(changes: dict[str, Any]) -> None:
+    """The near misses of CN-149."""
+    assert {} == verdict(**changes)["refusals"]
+
+
+def test_dropped_columns_are_told_by_table() -> None:
+    """With their time as backups have it, so that the two can be compared."""
+    row = SimpleNamespace(
+        keyspace_name="fieldring",
+        table_name="points",
+        column_name="value",
+        dropped_time=datetime(2026, 11, 1, 1, 0, 1, 500000),
+    )
+    found = tables.Tables(lambda statement, values: [row], False).dropped()
+    assert {"fieldring.points": {"value": "20261101T010001Z"}} == found
 
 
 def test_restore_after_a_change_of_the_ring_is_streamed() -> None:

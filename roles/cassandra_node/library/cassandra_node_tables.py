@@ -21,6 +21,7 @@ author: Fieldring
 """
 RETURN = r"""
 columns: {description: Columns by table, returned: describe, type: dict}
+dropped: {description: When columns were dropped by table and column, returned: describe, type: dict}
 keyspaces: {description: All keyspaces, returned: describe, type: list, elements: str}
 not_empty: {description: Which of I(tables) hold a row, returned: describe, type: list, elements: str}
 changes: {description: What was done, returned: always, type: list, elements: str}
@@ -74,6 +75,7 @@ def main():
             if params["action"] == "describe":
                 result = {
                     "columns": present,
+                    "dropped": tables.dropped(),
                     "keyspaces": tables.keyspaces(),
                     "not_empty": tables.not_empty([t for t in params["tables"] if t in present]),
                 }

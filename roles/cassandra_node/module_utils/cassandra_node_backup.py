@@ -130,20 +130,30 @@ def chosen_tables(available: Iterable[str], wanted: Iterable[str]) -> list[str]:
     return [n for n in names if not asked or n in asked or n.split(".")[0] in asked]
 
 
-def column_conflicts(then: dict[str, list[str]], now: dict[str, list[str]]) -> list[str]:
-    """Columns of one table ({column: [type, kind]}) whose type or place in the key has changed."""
-    return [
-        f"{column} was {' '.join(then[column])} and is {' '.join(now[column])}"
-        for column in sorted(set(then) & set(now))
-        if then[column] != now[column]
-    ]
+def column_conflicts(
+    then: dict[str, list[str]], now: dict[str, list[str]], *, dropped: dict[str, str], since: str
+) -> list[str]:
+    """Columns of one table ({column: [type, kind]}) whose type or place in the key has changed, or gone.
+
+    `dropped` is {column: when}, spelt as the names of backups. What was written to a column before it was
+    dropped stays hidden, also when there is one of that name again.
+    """
+    conflicts = []
+    for column in sorted(then):
+        if column not in now:
+            conflicts.append(f"{column} is not there any more")
+        elif then[column] != now[column]:
+            conflicts.append(f"{column} was {' '.join(then[column])} and is {' '.join(now[column])}")
+        elif dropped.get(column, "") >= since:
+            conflicts.append(f"{column} was dropped and made again")
+    return conflicts
 
 
 def restore_verdict(question: dict[str, Any]) -> dict[str, Any]:
     """What a restore would do, or its refusals by ID.
 
     `question`: backups ({name: ring manifest}), name (or `latest`), ring (this one), from_ring, wanted
-    (tables), nodes ({name: {host_id, tokens}} of now), columns and keyspaces (of now), confirm.
+    (tables), nodes ({name: {host_id, tokens}} of now), columns, dropped and keyspaces (of now), confirm.
     """
     refusals: dict[str, str] = {}
     verdict: dict[str, Any] = {"refusals": refusals, "tables": [], "missing": [], "sources": {}}
@@ -179,22 +189,29 @@ def restore_verdict(question: dict[str, Any]) -> dict[str, Any]:
             f"this ring has no keyspace {', '.join(gone)}. Its replication is the inventory's to say: add it "
             "to cassandra_node_keyspaces, run playbooks/deploy_cassandra.yml, then restore."
         )
+    verdict["missing"] = sorted(set(verdict["tables"]) - set(question["columns"]))
     conflicts = [
         f"{table}: {conflict}"
         for table in verdict["tables"]
-        for conflict in column_conflicts(manifest["columns"][table], question["columns"].get(table, {}))
+        if table not in verdict["missing"]
+        for conflict in column_conflicts(
+            manifest["columns"][table],
+            question["columns"][table],
+            dropped=question["dropped"].get(table, {}),
+            since=name,
+        )
     ]
     if conflicts:
         refusals["CN-149"] = (
-            f"tables have changed since {name}: {'; '.join(conflicts)}. The files would be read wrongly. "
-            "Drop such a table first (its snapshot stays), and it is made as it was."
+            f"tables have changed since {name}: {'; '.join(conflicts)}. The files would be read wrongly or "
+            "in part. Drop such a table first (its snapshot stays), and it is made as it was then, without "
+            "what was added to it since; or restore into another ring, and copy from there what is wanted."
         )
     if question["confirm"] != name:
         refusals["CN-147"] = (
             f"restoring replaces what {', '.join(verdict['tables'])} hold now by what they held at {name}. "
             f"If that is what you want, add -e restore_cassandra_confirm={name}; --check shows the plan."
         )
-    verdict["missing"] = sorted(set(verdict["tables"]) - set(question["columns"]))
     nodes = sorted(now)
     if verdict["in_place"] and not question.get("stream"):
         verdict["sources"] = {node: [node] for node in nodes}

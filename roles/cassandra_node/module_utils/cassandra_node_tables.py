@@ -29,6 +29,18 @@ class Tables:
                 table[row.column_name] = [row.type, row.kind]
         return found
 
+    def dropped(self) -> dict[str, dict[str, str]]:
+        """{keyspace.table: {column: when it was dropped}}, spelt as the names of backups."""
+        found: dict[str, dict[str, str]] = {}
+        rows = self.execute(
+            "SELECT keyspace_name, table_name, column_name, dropped_time FROM system_schema.dropped_columns",
+            None,
+        )
+        for row in rows:
+            table = found.setdefault(f"{row.keyspace_name}.{row.table_name}", {})
+            table[row.column_name] = row.dropped_time.strftime("%Y%m%dT%H%M%SZ")
+        return found
+
     def keyspaces(self) -> list[str]:
         return [
             row.keyspace_name
