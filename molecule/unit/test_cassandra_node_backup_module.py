@@ -241,6 +241,25 @@ def test_room_that_is_missing_is_told_before_anything_is_brought_back(
     assert not (tmp_path / "restore").exists()
 
 
+def test_rows_that_a_cleanup_would_take_hinder_no_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node takes no file of a folder with tokens it does not own, and the table is empty by then."""
+    asked = []
+
+    def nodetool(command: str, *words: str) -> str:
+        asked.append(words)
+        (tmp_path / "restore/ring1/fieldring/windows/oa-1-big-Data.db").unlink()
+        return ""
+
+    _, call = fetching(tmp_path, monkeypatch, nodes=["ring1"], free=MIB, tables=[SMALL])
+    monkeypatch.setattr(module, "nodetool", nodetool)
+    call.fetch()
+    assert {"tables": [SMALL]} == call.import_()["summary"]
+    folder = str(tmp_path / "restore/ring1/fieldring/windows")
+    assert [("import", "--no-tokens", "fieldring", "windows", folder)] == asked
+
+
 def test_node_that_has_nothing_to_bring_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the third of a ring that a backup of two is streamed into: it failed for want of its folder."""
     _, call = fetching(tmp_path, monkeypatch, nodes=[], free=0, tables=[SMALL])

@@ -352,8 +352,9 @@ class Node:
         """The node checks each SSTable and renames it into its place; a folder that is empty then is done."""
         done = []
         for keyspace, name, folder in self.folders():
-            # Not by copying: the files are on the node's own disk.
-            nodetool(self.params["nodetool"], "import", keyspace, name, str(folder))
+            # Not by copying: the files are on the node's own disk. Those from before a cleanup hold rows that
+            # the node does not own, for which it would take none of the folder, after the table was emptied.
+            nodetool(self.params["nodetool"], "import", "--no-tokens", keyspace, name, str(folder))
             left = [path.name for path in folder.iterdir() if path.name.endswith("-Data.db")]
             if left:
                 raise BackupError(
