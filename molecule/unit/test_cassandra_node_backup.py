@@ -44,6 +44,7 @@ def verdict(**changes: Any) -> dict[str, Any]:
         "dropped": {},
         "keyspaces": ["fieldring"],
         "confirm": NAME,
+        "begun": [{}, {}],
     }
     return dict(backup.restore_verdict({**question, **changes}))
 
@@ -130,6 +131,27 @@ def test_restore_after_a_change_of_the_ring_is_streamed() -> None:
     assert {} == found["refusals"]
     assert not found["in_place"]
     assert {"ring1": ["ring1"], "ring2": ["ring2"], "ring3": []} == found["sources"]
+
+
+BEGUN = {"backup": NAME, "ring": "main", "tables": ["fieldring.points"], "in_place": False}
+
+
+@pytest.mark.parametrize(
+    ("begun", "repeated"),
+    [
+        ({}, False),
+        (BEGUN, True),
+        ({**BEGUN, "backup": "20261031T010000Z"}, False),
+        ({**BEGUN, "ring": "older"}, False),
+        ({**BEGUN, "tables": ["fieldring.points", "fieldring.windows"]}, False),
+        ({**BEGUN, "in_place": True}, False),
+    ],
+)
+def test_streamed_restore_that_was_interrupted_is_known(begun: dict[str, Any], repeated: bool) -> None:
+    """Its first tables hold rows by then, so that the same command was refused; any other still is."""
+    found = verdict(ring="other", begun=[{}, begun])
+    assert BEGUN == found["note"]
+    assert repeated == found["repeated"]
 
 
 def test_restore_into_another_ring_knows_what_is_missing() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
-from repository import ROOT, tasks
+from repository import ROOT, load, tasks
 
 ROLE = ROOT / "roles" / "cassandra_node"
 sys.path.insert(0, str(ROLE / "module_utils"))
@@ -179,6 +179,46 @@ def test_tables_are_described_after_the_snapshots() -> None:
         for task in tasks(ROLE / "tasks" / "backup.yml")
     ]
     assert order.index("create") < order.index("describe") < order.index("commit")
+
+
+def test_restore_that_did_not_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the host was given before the first row was sent."""
+    Storage(monkeypatch, {})
+    assert {} == node(tmp_path).list()["begun"]
+    note = Path(load(ROLE / "vars" / "main.yml")["__cassandra_node_restore_note"]).name
+    (tmp_path / note).write_text(json.dumps({"backup": FIRST}))
+    assert {"backup": FIRST} == node(tmp_path).list()["begun"]
+
+
+def test_restore_is_noted_before_it_changes_anything_and_until_it_is_whole() -> None:
+    """In between it may be interrupted anywhere."""
+    names = [task["name"].removeprefix("Restore | ") for task in tasks(ROLE / "tasks" / "restore.yml")]
+    assert names.index("Bring the files back and compare every checksum") + 1 == names.index(
+        "Note what is begun"
+    )
+    assert names[-3:-1] == ["Fill the tables", "Take the note away"]
+
+
+@pytest.mark.parametrize(
+    ("not_empty", "repeated", "accepted"),
+    [
+        ([], False, True),
+        (["fieldring.points"], False, False),
+        (["fieldring.points"], True, True),
+        (["fieldring.schema_migrations"], False, True),
+    ],
+)
+def test_tables_with_rows_are_refused_unless_this_restore_sent_them(
+    not_empty: list[str], repeated: bool, accepted: bool
+) -> None:
+    """CN-148."""
+    task = next(t for t in tasks(ROLE / "tasks" / "restore.yml") if "CN-148" in t["name"])
+    said = trust_as_template(task["ansible.builtin.assert"]["that"])
+    known = {
+        "__cassandra_node_restore": {"verdict": {"repeated": repeated}},
+        "__cassandra_node_occupied": {"not_empty": not_empty},
+    }
+    assert accepted == Templar(loader=DataLoader(), variables=known).evaluate_conditional(said)
 
 
 def test_node_is_told_which_backups_are_whole() -> None:

@@ -50,6 +50,7 @@ author: Fieldring
 """
 RETURN = r"""
 backups: {description: Whole backups by name, returned: list, type: dict}
+begun: {description: What this node has noted of a restore that did not end, returned: list, type: dict}
 view: {description: The node's view of its ring, returned: list, type: dict}
 verdict: {description: What a restore would do, or its refusals by ID, returned: plan, type: dict}
 node_manifest: {description: What the ring manifest says of this node, returned: create, type: dict}
@@ -109,6 +110,7 @@ class Node:
         self.staging = self.data / "backup"
         self.fetched = self.data / "restore"
         self.known_file = self.data / "backup_known.json"
+        self.begun_file = self.data / "restore_begun.json"
         self.own = location(params["repository"], params["ring"], params["node"])
 
     def repository(self, node=None):
@@ -154,6 +156,7 @@ class Node:
             nodes += sorted(named - set(held) - set(nodes))
         return {
             "backups": held_by_all(whole_backups(manifests), held),
+            "begun": json.loads(self.begun_file.read_text()) if self.begun_file.exists() else {},
             "view": ask(self.params["nodetool"]),
             "warnings": warnings,
             "changed": False,

@@ -153,7 +153,8 @@ def restore_verdict(question: dict[str, Any]) -> dict[str, Any]:
     """What a restore would do, or its refusals by ID.
 
     `question`: backups ({name: ring manifest}), name (or `latest`), ring (this one), from_ring, wanted
-    (tables), nodes ({name: {host_id, tokens}} of now), columns, dropped and keyspaces (of now), confirm.
+    (tables), nodes ({name: {host_id, tokens}} of now), columns, dropped and keyspaces (of now), confirm,
+    begun (what the nodes have noted of restores that did not end).
     """
     refusals: dict[str, str] = {}
     verdict: dict[str, Any] = {"refusals": refusals, "tables": [], "missing": [], "sources": {}}
@@ -168,15 +169,23 @@ def restore_verdict(question: dict[str, Any]) -> dict[str, Any]:
         )
         return verdict
     manifest = backups[name]
-    verdict.update(name=name, manifest=manifest, in_place=question["ring"] == question["from_ring"])
+    in_place = question["ring"] == question["from_ring"] and not question.get("stream")
+    verdict.update(name=name, manifest=manifest, in_place=in_place)
     try:
         verdict["tables"] = chosen_tables(manifest["columns"], question["wanted"])
     except BackupError as error:
         refusals["CN-143"] = str(error).removeprefix("CN-143: ")
         return verdict
+    note = {
+        "backup": name,
+        "ring": question["from_ring"],
+        "tables": verdict["tables"],
+        "in_place": in_place,
+    }
+    verdict.update(note=note, repeated=note in question["begun"])
     now = question["nodes"]
     changes = topology_changes(manifest["nodes"], now)
-    if verdict["in_place"] and changes:
+    if in_place and changes:
         refusals["CN-145"] = (
             f"the ring has changed since {name}: {'; '.join(changes)}. A node's files would hold rows that "
             "it does not own now, and miss rows that it does. Restore it as another ring's: add "
@@ -213,11 +222,9 @@ def restore_verdict(question: dict[str, Any]) -> dict[str, Any]:
             f"If that is what you want, add -e restore_cassandra_confirm={name}; --check shows the plan."
         )
     nodes = sorted(now)
-    if verdict["in_place"] and not question.get("stream"):
+    if in_place:
         verdict["sources"] = {node: [node] for node in nodes}
     else:
-        verdict["in_place"] = False
-        refusals.pop("CN-145", None)
         sources = sorted(manifest["nodes"])
         verdict["sources"] = {node: sources[i :: len(nodes)] for i, node in enumerate(nodes)}
     return verdict
