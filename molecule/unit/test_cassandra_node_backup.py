@@ -113,6 +113,19 @@ def test_columns_that_hide_nothing_of_a_backup(changes: dict[str, Any]) -> None:
     assert {} == verdict(**changes)["refusals"]
 
 
+def test_keyspace_that_only_begins_like_the_systems_is_backed_up() -> None:
+    """It was left out of every backup, and of what is known of columns."""
+    live = ["system", "system_auth", "system_distributed", "system_schema", "system_traces", "system_views"]
+    live += ["system_virtual_schema", "system_cluster_metadata"]
+    assert ["fieldring", "system_metrics"] == backup.own_keyspaces([*live, "system_metrics", "fieldring"])
+    rows = [
+        SimpleNamespace(keyspace_name=name, table_name="t", column_name="c", type="int", kind="regular")
+        for name in ("system_auth", "system_metrics")
+    ]
+    found = tables.Tables(lambda statement, values: rows, False).columns()
+    assert {"system_metrics.t": {"c": ["int", "regular"]}} == found
+
+
 def test_dropped_columns_are_told_by_table() -> None:
     """With their time as backups have it, so that the two can be compared."""
     row = SimpleNamespace(

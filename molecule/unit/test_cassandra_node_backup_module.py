@@ -57,7 +57,7 @@ class Storage:
 
         monkeypatch.setattr(backup.Repository, "run", run)
         monkeypatch.setattr(backup.Repository, "restore", self.restore)
-        monkeypatch.setattr(module, "ask", lambda nodetool: {})
+        monkeypatch.setattr(module, "ask", lambda nodetool: {"keyspaces": ["fieldring", "system"]})
         monkeypatch.setattr(module.shutil, "which", lambda program: program)
 
     def answer(self, node: str, words: list[str]) -> str:
@@ -219,6 +219,28 @@ def test_tables_with_rows_are_refused_unless_this_restore_sent_them(
         "__cassandra_node_occupied": {"not_empty": not_empty},
     }
     assert accepted == Templar(loader=DataLoader(), variables=known).evaluate_conditional(said)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "accepted"),
+    [([], True), (["fieldring"], True), (["fieldring", "feildring"], False), (["system_auth"], False)],
+)
+def test_keyspace_that_is_named_is_backed_up_or_refused(
+    wanted: list[str], accepted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CN-156; a mistyped one was left out without a word."""
+    Storage(monkeypatch, {})
+    task = next(t for t in tasks(ROLE / "tasks" / "backup.yml") if "CN-156" in t["name"])
+    known = {
+        "cassandra_node_backup_keyspaces": wanted,
+        "__cassandra_node_backups": node(tmp_path).list(),
+        **{name: trust_as_template(text) for name, text in task["vars"].items()},
+    }
+    templar = Templar(loader=DataLoader(), variables=known)
+    that = trust_as_template(task["ansible.builtin.assert"]["that"])
+    assert accepted == templar.evaluate_conditional(that)
+    said = templar.template(trust_as_template(task["ansible.builtin.assert"]["fail_msg"]))
+    assert "what can be backed up of this ring is: fieldring." in said
 
 
 def test_node_is_told_which_backups_are_whole() -> None:

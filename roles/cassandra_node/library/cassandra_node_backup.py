@@ -51,6 +51,7 @@ author: Fieldring
 RETURN = r"""
 backups: {description: Whole backups by name, returned: list, type: dict}
 begun: {description: What this node has noted of a restore that did not end, returned: list, type: dict}
+keyspaces: {description: Those that can be backed up, returned: list, type: list, elements: str}
 view: {description: The node's view of its ring, returned: list, type: dict}
 verdict: {description: What a restore would do, or its refusals by ID, returned: plan, type: dict}
 node_manifest: {description: What the ring manifest says of this node, returned: create, type: dict}
@@ -76,7 +77,6 @@ from ansible.module_utils.cassandra_node_backup import (
     files_below,
     held_by_all,
     incomplete,
-    is_backed_up,
     java_of,
     kept,
     link_snapshots,
@@ -84,13 +84,14 @@ from ansible.module_utils.cassandra_node_backup import (
     location,
     no_room,
     nodetool,
+    own_keyspaces,
     remembered,
     restore_verdict,
     sha256,
     whole_backups,
 )
 from ansible.module_utils.cassandra_node_s3 import ask_storage
-from ansible.module_utils.cassandra_node_view import ViewError, ask, parse_list
+from ansible.module_utils.cassandra_node_view import ViewError, ask
 
 # Not secret, and often a word that a manifest holds too: Ansible would black it out there, and a restore
 # would look for tables and nodes by the wrong names.
@@ -154,10 +155,12 @@ class Node:
             warnings += unreadable.values()
             named = {name for manifest in whole_backups(here).values() for name in manifest["nodes"]}
             nodes += sorted(named - set(held) - set(nodes))
+        view = ask(self.params["nodetool"])
         return {
             "backups": held_by_all(whole_backups(manifests), held),
             "begun": json.loads(self.begun_file.read_text()) if self.begun_file.exists() else {},
-            "view": ask(self.params["nodetool"]),
+            "keyspaces": own_keyspaces(view["keyspaces"]),
+            "view": view,
             "warnings": warnings,
             "changed": False,
         }
@@ -168,20 +171,15 @@ class Node:
         self.judge_storage()
         repository.create()
         repository.run("unlock")
-        keyspaces = [
-            folder.name
-            for folder in sorted((self.data / "data").iterdir())
-            if folder.is_dir() and is_backed_up(folder.name, self.params["keyspaces"])
-        ]
         try:
             memory = remembered(self.known_file, self.own)
             known = memory["files"]
-            live = [k for k in keyspaces if k in self.live_keyspaces()]
-            if not live:
-                raise BackupError(
-                    f"there is no keyspace to back up (asked for: {self.params['keyspaces'] or 'all'})"
-                )
             view = ask(self.params["nodetool"])
+            wanted = self.params["keyspaces"] or own_keyspaces(view["keyspaces"])
+            # One without a table has no folder.
+            live = [keyspace for keyspace in wanted if (self.data / "data" / keyspace).is_dir()]
+            if not live:
+                raise BackupError("there is no keyspace to back up")
             nodetool(self.params["nodetool"], "snapshot", "-t", SNAPSHOT, "--", *live)
             self.staging.mkdir(mode=0o700)
             tables = link_snapshots(self.data / "data", self.staging)
@@ -245,14 +243,6 @@ class Node:
                 "bytes_added": saved["data_added"],
             },
         }
-
-    def live_keyspaces(self):
-        bean = json.loads(
-            nodetool(
-                self.params["nodetool"], "sjk", "mxdump", "-q", "org.apache.cassandra.db:type=StorageService"
-            )
-        )["beans"][0]
-        return parse_list(bean["Keyspaces"])
 
     def commit(self):
         # Once more: it was read before the snapshots, and the tables were described after them.

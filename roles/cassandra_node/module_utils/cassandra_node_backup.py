@@ -26,6 +26,19 @@ NODETOOL = "org.apache.cassandra.tools.NodeTool"
 LOADER = "org.apache.cassandra.tools.BulkLoader"
 NAME = re.compile(r"^[0-9]{8}T[0-9]{6}Z$")
 BLOCK = 1 << 20
+# Of Cassandra 5.0, and of 5.1. A user's own may begin with the same word.
+SYSTEM_KEYSPACES = frozenset(
+    [
+        "system",
+        "system_auth",
+        "system_cluster_metadata",
+        "system_distributed",
+        "system_schema",
+        "system_traces",
+        "system_views",
+        "system_virtual_schema",
+    ]
+)
 # Storage that does not answer is an error soon: restic itself asks again for a quarter of an hour.
 ANSWER_SECONDS = 120
 # Exit code of restic 0.17 and later; the words of those before, for a path, SSH and S3. What it adds to every
@@ -51,10 +64,9 @@ class ResticError(BackupError):
         self.said = said
 
 
-def is_backed_up(keyspace: str, wanted: Iterable[str]) -> bool:
-    """Every keyspace but the system's own, or the named ones: accounts and grants come from the inventory."""
-    names = list(wanted)
-    return keyspace in names if names else not keyspace.startswith("system")
+def own_keyspaces(live: Iterable[str]) -> list[str]:
+    """Every keyspace but the system's, whose accounts, grants and replication come from the inventory."""
+    return sorted(set(live) - SYSTEM_KEYSPACES)
 
 
 def table_of(directory: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ansible.module_utils.cassandra_node_backup import without_id
+from ansible.module_utils.cassandra_node_backup import SYSTEM_KEYSPACES, without_id
 from ansible.module_utils.cassandra_node_cql import identifier, split_statements
 
 
@@ -24,7 +24,7 @@ class Tables:
             "SELECT keyspace_name, table_name, column_name, type, kind FROM system_schema.columns", None
         )
         for row in rows:
-            if not row.keyspace_name.startswith("system"):
+            if row.keyspace_name not in SYSTEM_KEYSPACES:
                 table = found.setdefault(f"{row.keyspace_name}.{row.table_name}", {})
                 table[row.column_name] = [row.type, row.kind]
         return found

@@ -57,6 +57,7 @@ def parse_view(text: str) -> dict[str, Any]:
         "host_id": bean["LocalHostId"],
         "tokens": sorted(int(token) for token in parse_list(bean["Tokens"])),
         "schema_version": bean["SchemaVersion"],
+        "keyspaces": sorted(parse_list(bean["Keyspaces"])),
         "live": sorted(map(normal_address, parse_list(bean["LiveNodes"]))),
         "unreachable": sorted(map(normal_address, parse_list(bean["UnreachableNodes"]))),
         "joining": sorted(map(normal_address, parse_list(bean["JoiningNodes"]))),
