@@ -146,7 +146,13 @@ def test_restore_after_a_change_of_the_ring_is_streamed() -> None:
     assert {"ring1": ["ring1"], "ring2": ["ring2"], "ring3": []} == found["sources"]
 
 
-BEGUN = {"backup": NAME, "ring": "main", "tables": ["fieldring.points"], "in_place": False}
+BEGUN = {
+    "backup": NAME,
+    "ring": "main",
+    "tables": ["fieldring.points"],
+    "in_place": False,
+    "missing": ["fieldring.points"],
+}
 
 
 @pytest.mark.parametrize(
@@ -162,9 +168,43 @@ BEGUN = {"backup": NAME, "ring": "main", "tables": ["fieldring.points"], "in_pla
 )
 def test_streamed_restore_that_was_interrupted_is_known(begun: dict[str, Any], repeated: bool) -> None:
     """Its first tables hold rows by then, so that the same command was refused; any other still is."""
-    found = verdict(ring="other", begun=[{}, begun])
-    assert BEGUN == found["note"]
+    found = verdict(ring="other", columns={} if begun == {} else COLUMNS, begun=[{}, begun])
     assert repeated == found["repeated"]
+
+
+def test_table_that_an_interrupted_restore_has_begun_is_made_to_the_end() -> None:
+    """It was there by then, and stayed without its indexes."""
+    begun = {**BEGUN, "in_place": True}
+    found = verdict(begun=[begun])
+    assert ["fieldring.points"] == found["missing"]
+    assert begun == found["note"]
+    assert [] == verdict()["missing"]
+    dropped = {"fieldring.points": {"value": "20261101T010001Z"}}
+    assert ["CN-149"] == list(verdict(begun=[begun], dropped=dropped)["refusals"])
+
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS fieldring.points (sensor text PRIMARY KEY, value double, unit text)
+    WITH ID = 10f59790-e91d-11f1-9219-f1f33716e438;
+ALTER TABLE fieldring.points DROP unit USING TIMESTAMP 1793494800000000;
+ALTER TABLE fieldring.points ADD unit text;
+CREATE INDEX IF NOT EXISTS points_unit ON fieldring.points (unit);
+"""
+
+
+def test_statements_of_a_table_may_be_executed_twice() -> None:
+    """A restore that is repeated does not know which of them were."""
+    done: list[str] = []
+    tables.Tables(lambda statement, values: done.append(" ".join(statement.split())), False).create(
+        {"fieldring.points": SCHEMA}
+    )
+    assert done == [
+        "CREATE TABLE IF NOT EXISTS fieldring.points (sensor text PRIMARY KEY, value double, unit text)",
+        "ALTER TABLE fieldring.points DROP IF EXISTS unit USING TIMESTAMP 1793494800000000",
+        "ALTER TABLE fieldring.points ADD IF NOT EXISTS unit text",
+        "CREATE INDEX IF NOT EXISTS points_unit ON fieldring.points (unit)",
+    ]
+    assert done == [backup.repeatable(statement) for statement in done]
 
 
 def test_restore_into_another_ring_knows_what_is_missing() -> None:

@@ -80,7 +80,7 @@ def main():
                     "not_empty": tables.not_empty([t for t in params["tables"] if t in present]),
                 }
             elif params["action"] == "create":
-                tables.create(params["schema"], present)
+                tables.create(params["schema"])
             else:
                 tables.truncate([t for t in params["tables"] if t in present])
         finally:

@@ -194,7 +194,8 @@ def restore_verdict(question: dict[str, Any]) -> dict[str, Any]:
         "tables": verdict["tables"],
         "in_place": in_place,
     }
-    verdict.update(note=note, repeated=note in question["begun"])
+    begun = [held for held in question["begun"] if note.items() <= held.items()]
+    made = {table for held in begun for table in held["missing"]}
     now = question["nodes"]
     changes = topology_changes(manifest["nodes"], now)
     if in_place and changes:
@@ -210,11 +211,13 @@ def restore_verdict(question: dict[str, Any]) -> dict[str, Any]:
             f"this ring has no keyspace {', '.join(gone)}. Its replication is the inventory's to say: add it "
             "to cassandra_node_keyspaces, run playbooks/deploy_cassandra.yml, then restore."
         )
-    verdict["missing"] = sorted(set(verdict["tables"]) - set(question["columns"]))
+    # Also those that an interrupted run may have made without their indexes.
+    verdict["missing"] = sorted((set(verdict["tables"]) - set(question["columns"])) | made)
+    verdict.update(note={**note, "missing": verdict["missing"]}, repeated=bool(begun))
     conflicts = [
         f"{table}: {conflict}"
         for table in verdict["tables"]
-        if table not in verdict["missing"]
+        if table in question["columns"]
         for conflict in column_conflicts(
             manifest["columns"][table],
             question["columns"][table],
@@ -246,6 +249,15 @@ def without_id(statement: str) -> str:
     """The statement of a snapshot's schema.cql, free of the ID that the table had: a new one gets its own."""
     return re.sub(
         r"\bWITH\s+ID\s*=\s*[0-9a-fA-F-]{36}\s*(AND\b)?", lambda m: "WITH" if m.group(1) else "", statement
+    )
+
+
+def repeatable(statement: str) -> str:
+    """A statement of schema.cql that may have been executed already; those that create say so themselves."""
+    return re.sub(
+        r"^(ALTER\s+TABLE\s+\S+\s+)(DROP|ADD)\s+(?!IF\b)",
+        lambda m: f"{m[1]}{m[2]} IF {'EXISTS' if m[2] == 'DROP' else 'NOT EXISTS'} ",
+        statement,
     )
 
 

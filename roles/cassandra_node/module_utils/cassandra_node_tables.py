@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ansible.module_utils.cassandra_node_backup import SYSTEM_KEYSPACES, without_id
+from ansible.module_utils.cassandra_node_backup import SYSTEM_KEYSPACES, repeatable, without_id
 from ansible.module_utils.cassandra_node_cql import identifier, split_statements
 
 
@@ -52,12 +52,13 @@ class Tables:
             table for table in tables if list(self.execute(f"SELECT * FROM {quoted(table)} LIMIT 1", None))
         ]
 
-    def create(self, schema: dict[str, str], present: Iterable[str]) -> None:
-        for table in sorted(set(schema) - set(present)):
+    def create(self, schema: dict[str, str]) -> None:
+        """One that is there already was left by a run that ended in the middle of its statements."""
+        for table in sorted(schema):
             self.changes.append(f"table {table} made")
             if not self.check_mode:
                 for statement in split_statements(schema[table]):
-                    self.execute(without_id(statement), None)
+                    self.execute(repeatable(without_id(statement)), None)
 
     def truncate(self, tables: Iterable[str]) -> None:
         for table in tables:
