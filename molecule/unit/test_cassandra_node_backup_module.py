@@ -243,6 +243,15 @@ def test_keyspace_that_is_named_is_backed_up_or_refused(
     assert "what can be backed up of this ring is: fieldring." in said
 
 
+@pytest.mark.parametrize("file", ["verify", "restore"])
+def test_repair_that_is_asked_for_leaves_nothing_out(file: str) -> None:
+    """The playbook alone leaves out what was repaired before the change that the repair is for."""
+    said = [str(task.get("ansible.builtin.debug")) for task in tasks(ROLE / "tasks" / f"{file}.yml")]
+    asked = [text for text in said if "repair_cassandra.yml" in text]
+    assert len(asked) == 1
+    assert "playbooks/repair_cassandra.yml -e repair_cassandra_older_than_hours=0 " in asked[0]
+
+
 def test_node_is_told_which_backups_are_whole() -> None:
     """Those that were found before this one, and this one."""
     task = next(t for t in tasks(ROLE / "tasks" / "backup.yml") if "__cassandra_node_forgotten" in t.values())
