@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import filter_loader
 from ansible.template import Templar, trust_as_template
 from repository import ROOT, load, tasks
 
@@ -233,7 +234,7 @@ def test_keyspace_that_is_named_is_backed_up_or_refused(
     task = next(t for t in tasks(ROLE / "tasks" / "backup.yml") if "CN-156" in t["name"])
     known = {
         "cassandra_node_backup_keyspaces": wanted,
-        "__cassandra_node_backups": node(tmp_path).list(),
+        "__cassandra_node_seen": node(tmp_path).view(),
         **{name: trust_as_template(text) for name, text in task["vars"].items()},
     }
     templar = Templar(loader=DataLoader(), variables=known)
@@ -250,6 +251,48 @@ def test_repair_that_is_asked_for_leaves_nothing_out(file: str) -> None:
     asked = [text for text in said if "repair_cassandra.yml" in text]
     assert len(asked) == 1
     assert "playbooks/repair_cassandra.yml -e repair_cassandra_older_than_hours=0 " in asked[0]
+
+
+@pytest.mark.parametrize("playbook", ["backup_cassandra", "restore_cassandra"])
+def test_ring_is_looked_at_once_more_under_the_lock(playbook: str) -> None:
+    """Until it was had a node may have been added, so that tokens were judged that are no more."""
+    last = load(ROOT / "playbooks" / f"{playbook}.yml")[-1]
+    block = next(task["block"] for task in last["tasks"] if "block" in task)
+    order = [task["ansible.builtin.include_role"]["tasks_from"] for task in block]
+    assert ["lock", "backup_ring", playbook.removesuffix("_cassandra")] == order
+
+
+@pytest.mark.parametrize(
+    ("mode", "live", "versions", "says"),
+    [
+        ("NORMAL", ["192.0.2.1", "192.0.2.10"], ["x", "x"], ""),
+        ("JOINING", ["192.0.2.1", "192.0.2.10"], ["x", "x"], "ring1 is in mode JOINING. A backup"),
+        ("NORMAL", ["192.0.2.10"], ["x", "x"], "ring1 does not see 192.0.2.1 as up. A backup"),
+        ("NORMAL", ["192.0.2.1", "192.0.2.10"], ["x", "y"], "ring1 is in a ring of 2 schema versions."),
+    ],
+)
+def test_ring_that_is_not_whole_is_told_by_what_is_wrong(
+    mode: str, live: list[str], versions: list[str], says: str
+) -> None:
+    """CN-141: with a split schema it said that the node does not see nobody missing as up."""
+    filter_loader.add_directory(str(ROLE / "filter_plugins"))
+    task = next(t for t in tasks(ROLE / "tasks" / "backup_ring.yml") if "CN-141" in t["name"])
+    views = [{"mode": mode, "live": live, "schema_version": version} for version in versions]
+    names = {"ring1": "192.0.2.1", "ring2": "192.0.2.10"}
+    known = {
+        "inventory_hostname": "ring1",
+        "hostvars": {
+            name: {"__cassandra_node_seen": {"view": view}} for name, view in zip(names, views, strict=True)
+        },
+        "__cassandra_node_expected": [{"name": name, "address": names[name]} for name in names],
+        "__cassandra_node_seen": {"view": views[0]},
+        **{name: trust_as_template(text) for name, text in task["vars"].items()},
+    }
+    templar = Templar(loader=DataLoader(), variables=known)
+    that = trust_as_template(task["ansible.builtin.assert"]["that"])
+    assert (says == "") == templar.evaluate_conditional(that)
+    said = templar.template(trust_as_template(task["ansible.builtin.assert"]["fail_msg"]))
+    assert says in said
 
 
 def test_node_is_told_which_backups_are_whole() -> None:

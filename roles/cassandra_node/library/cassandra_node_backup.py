@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: cassandra_node_backup
 short_description: Backs one node of a ring up into its own restic repository, and brings files back
 description:
-  - I(action=list) returns the whole backups of the ring, and the node's view; it changes nothing.
+  - I(action=list) returns the whole backups of the ring; it changes nothing.
+  - I(action=view) returns the node's view of its ring; it changes nothing.
   - I(action=create) takes a snapshot, writes it to the repository and reads it back.
   - I(action=commit) writes the ring manifest, which makes the backup a whole one.
   - I(action=forget) takes away the backups of this node that are older than what is kept.
@@ -20,7 +21,7 @@ options:
   action:
     description: What to do
     type: str
-    choices: [list, create, commit, forget, plan, fetch, import, stream, clear]
+    choices: [list, view, create, commit, forget, plan, fetch, import, stream, clear]
     required: true
   repository: {description: The common repository, type: str, required: true}
   password: {description: Key of the repository, type: str, required: true}
@@ -51,8 +52,8 @@ author: Fieldring
 RETURN = r"""
 backups: {description: Whole backups by name, returned: list, type: dict}
 begun: {description: What this node has noted of a restore that did not end, returned: list, type: dict}
-keyspaces: {description: Those that can be backed up, returned: list, type: list, elements: str}
-view: {description: The node's view of its ring, returned: list, type: dict}
+keyspaces: {description: Those that can be backed up, returned: view, type: list, elements: str}
+view: {description: The node's view of its ring, returned: view, type: dict}
 verdict: {description: What a restore would do, or its refusals by ID, returned: plan, type: dict}
 node_manifest: {description: What the ring manifest says of this node, returned: create, type: dict}
 summary: {description: Figures for the report, returned: always, type: dict}
@@ -155,15 +156,16 @@ class Node:
             warnings += unreadable.values()
             named = {name for manifest in whole_backups(here).values() for name in manifest["nodes"]}
             nodes += sorted(named - set(held) - set(nodes))
-        view = ask(self.params["nodetool"])
         return {
             "backups": held_by_all(whole_backups(manifests), held),
             "begun": json.loads(self.begun_file.read_text()) if self.begun_file.exists() else {},
-            "keyspaces": own_keyspaces(view["keyspaces"]),
-            "view": view,
             "warnings": warnings,
             "changed": False,
         }
+
+    def view(self):
+        seen = ask(self.params["nodetool"])
+        return {"view": seen, "keyspaces": own_keyspaces(seen["keyspaces"]), "changed": False}
 
     def create(self):
         clear(self.params["nodetool"], self.staging)
@@ -405,6 +407,7 @@ def main():
                 "required": True,
                 "choices": [
                     "list",
+                    "view",
                     "create",
                     "commit",
                     "forget",
@@ -446,9 +449,9 @@ def main():
     given = {key: str(value) for key, value in params["environment"].items()}
     public = {given[key] for key in PUBLIC if key in given}
     module.no_log_values -= public - {value for key, value in given.items() if key not in PUBLIC}
-    if module.check_mode and params["action"] not in ("list", "plan"):
+    if module.check_mode and params["action"] not in ("list", "view", "plan"):
         module.exit_json(changed=True, summary={}, skipped=True)
-    if params["action"] != "list" and not shutil.which("restic"):
+    if params["action"] not in ("list", "view") and not shutil.which("restic"):
         module.fail_json(
             msg="restic is not on this host yet, so no backup can be looked at: a run without --check "
             "installs it"
