@@ -139,10 +139,36 @@ def faults(**variables: Any) -> str:
         for name, value in load(role / "defaults" / "main.yml").items()
         if name.startswith("cassandra_node_backup_")
     }
-    text = load(role / "vars" / "main.yml")["__cassandra_node_backup_faults"]
-    given = {"cassandra_node_backup_password": "x" * 16, **variables}
+    constants = load(role / "vars" / "main.yml")
+    keep = trust_as_template(constants["__cassandra_node_backup_keep"])
+    given = {"cassandra_node_backup_password": "x" * 16, "__cassandra_node_backup_keep": keep, **variables}
     templar = Templar(loader=DataLoader(), variables={**settings, **given})
-    return json.dumps(templar.template(trust_as_template(text)))
+    return json.dumps(templar.template(trust_as_template(constants["__cassandra_node_backup_faults"])))
+
+
+@pytest.mark.parametrize(
+    ("last", "daily", "weekly", "accepted"),
+    [
+        (3, 14, 8, True),
+        (1, 0, 0, True),
+        ("2", "7", "0", True),
+        (0, 0, 0, False),
+        (0, 1, 0, True),
+        (-1, 14, 8, False),
+        (3, -1, 8, False),
+        (3, 14, "many", False),
+    ],
+)
+def test_what_is_kept_has_the_backup_just_made(last: Any, daily: Any, weekly: Any, accepted: bool) -> None:
+    """CN-140: with none to be kept, a run let go of what it had made, and ended well."""
+    found = faults(
+        cassandra_node_backup_repository="/srv/backup",
+        cassandra_node_backup_keep_last=last,
+        cassandra_node_backup_keep_daily=daily,
+        cassandra_node_backup_keep_weekly=weekly,
+    )
+    assert accepted == (found == "[]")
+    assert accepted or "cassandra_node_backup_keep_last" in found
 
 
 @pytest.mark.parametrize(
