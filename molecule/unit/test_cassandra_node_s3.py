@@ -17,6 +17,7 @@ from ansible.template import Templar, trust_as_template
 from repository import ROOT, load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "roles/cassandra_node/module_utils"))
+import cassandra_node_backup as backup  # type: ignore[import-not-found]
 import cassandra_node_s3 as s3  # type: ignore[import-not-found]
 
 KEYS = {"AWS_ACCESS_KEY_ID": "backup", "AWS_SECRET_ACCESS_KEY": "molecule-s3-secret-1"}
@@ -172,6 +173,35 @@ def test_what_is_kept_has_the_backup_just_made(last: Any, daily: Any, weekly: An
 
 
 @pytest.mark.parametrize(
+    ("repository", "words"),
+    [
+        ("sftp:backup@host:/srv/backup", ["backup@host"]),
+        ("sftp:backup@192.0.2.50:/srv/backup", ["backup@192.0.2.50"]),
+        ("sftp://backup@host//srv/backup", ["-l", "backup", "host"]),
+        ("sftp://backup@host:2222//srv/backup", ["-p", "2222", "-l", "backup", "host"]),
+        ("sftp://backup@[2001:db8::5]//srv/backup", ["-l", "backup", "2001:db8::5"]),
+        ("sftp://backup@[2001:db8::5]:22//srv/backup", ["-p", "22", "-l", "backup", "2001:db8::5"]),
+        # What restic takes for another path, or for one below the account's home.
+        ("sftp:backup@[2001:db8::5]:/srv/backup", None),
+        ("sftp://backup@[2001:db8::5]/srv/backup", None),
+        ("sftp://backup@2001:db8::5//srv/backup", None),
+        ("sftp://backup@host:/srv/backup", None),
+        ("sftp://host//srv/backup", None),
+        ("sftp:host:/srv/backup", None),
+    ],
+)
+def test_target_over_ssh(repository: str, words: list[str] | None) -> None:
+    """As restic understands it, and ssh is told."""
+    found = faults(
+        cassandra_node_backup_repository=repository,
+        cassandra_node_backup_ssh_key="key",
+        cassandra_node_backup_ssh_known_hosts="hosts",
+    )
+    assert (found == "[]") == (words is not None), found
+    assert words is None or words == backup.ssh_words(repository)
+
+
+@pytest.mark.parametrize(
     ("repository", "environment", "ca", "says"),
     [
         ("/srv/backup", {}, "", None),
@@ -183,6 +213,7 @@ def test_what_is_kept_has_the_backup_just_made(last: Any, daily: Any, weekly: An
         ("s3:https://host/bucket", {"AWS_ACCESS_KEY_ID": "backup"}, "", "AWS_SECRET_ACCESS_KEY"),
         ("s3:https://host/bucket", KEYS, "/etc/ssl/ca.pem", "not a path"),
         ("sftp:backup@host:/srv/backup", {}, "", "cassandra_node_backup_ssh_key"),
+        ("sftp:backup@[2001:db8::5]:/srv/backup", {}, "", "sftp://user@[2001:db8::5]:22//path"),
     ],
 )
 def test_settings_of_a_target(

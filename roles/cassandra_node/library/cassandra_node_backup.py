@@ -89,6 +89,7 @@ from ansible.module_utils.cassandra_node_backup import (
     remembered,
     restore_verdict,
     sha256,
+    ssh_words,
     whole_backups,
 )
 from ansible.module_utils.cassandra_node_s3 import ask_storage
@@ -463,7 +464,7 @@ def main():
             for path, text in ((key, params["ssh_key"]), (hosts, params["ssh_known_hosts"])):
                 path.touch(mode=0o600)
                 path.write_text(text.rstrip("\n") + "\n")
-            target = params["repository"].removeprefix("sftp:").split(":")[0]
+            target = " ".join(ssh_words(params["repository"]))
             options = [
                 "-o",
                 f"sftp.command=ssh -i {key} -o UserKnownHostsFile={hosts} -o StrictHostKeyChecking=yes "

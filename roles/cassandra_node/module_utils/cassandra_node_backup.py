@@ -19,6 +19,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 VERSION = 1
 SNAPSHOT = "fieldring-backup"
@@ -302,6 +303,14 @@ def damaged(files: dict[str, dict[str, Any]], found: dict[str, dict[str, Any]]) 
 def location(repository: str, ring: str, node: str) -> str:
     """The node's own repository below the common one."""
     return f"{repository.rstrip('/')}/{ring}/{node}"
+
+
+def ssh_words(repository: str) -> list[str]:
+    """Whom ssh is to reach for sftp:user@host:/path or sftp://user@[2001:db8::5]:22//path."""
+    if not repository.startswith("sftp://"):
+        return [repository.removeprefix("sftp:").split(":")[0]]
+    url = urlsplit(repository)
+    return [*(["-p", str(url.port)] if url.port else []), "-l", url.username or "", url.hostname or ""]
 
 
 def sha256(path: Path) -> str:
