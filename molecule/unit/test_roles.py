@@ -29,6 +29,15 @@ def test_every_designed_role_exists() -> None:
     assert expected <= {path.name for path in ROLES}
 
 
+def test_role_is_for_the_system_that_hosts_have(role: Path) -> None:
+    """One that claims another cannot keep it: base_host, which comes first, is for Debian 12 alone."""
+    platforms = load(role / "meta" / "main.yml")["galaxy_info"]["platforms"]
+    assert [{"name": "Debian", "versions": ["bookworm"]}] == platforms
+    assert ["debian 12"] == (load(role / "vars" / "main.yml") or {}).get(
+        "__cassandra_node_systems", ["debian 12"]
+    )
+
+
 def test_defaults_are_in_the_specs_with_the_same_value(role: Path) -> None:
     """The documentation generated from the specs is true."""
     defaults = load(role / "defaults" / "main.yml") or {}
