@@ -77,9 +77,12 @@ def node(name: str) -> Any:
     return testinfra.get_host(f"docker://{name}")
 
 
-def cql(*statements: str, at: str = FIRST, address: str = "") -> list[Any]:
-    """The rows of statements that the service's account sends to a node."""
-    question = json.dumps([address or NODES[at], LOGIN["user"], LOGIN["password"], statements])
+def cql(
+    *statements: str, at: str = FIRST, address: str = "", login: dict[str, str] | None = None
+) -> list[Any]:
+    """The rows of statements that the service's account, or another, sends to a node."""
+    account = login or LOGIN
+    question = json.dumps([address or NODES[at], account["user"], account["password"], statements])
     done = subprocess.run(
         ["docker", "exec", "-i", at, "python3", "-W", "ignore", "-c", CLIENT],
         input=question, capture_output=True, text=True, check=False,
@@ -235,6 +238,45 @@ def test_restore_of_one_table_in_place() -> None:
     judge(run, "restore of another table", began)
     assert cql("SELECT sensor, ts, value FROM fieldring.windows") == [["kerbside", 1, 1.5]]
     assert "truncated-" in node(FIRST).check_output("nodetool listsnapshots")
+
+
+def test_restore_of_a_dropped_table_with_an_index() -> None:
+    """CN-149 while a column is not what it was; without the table it is made anew, and its index answers."""
+    admin = {"user": "fieldring_admin", "password": "molecule-superuser-1"}
+    cql(
+        "CREATE TABLE fieldring.places (sensor text PRIMARY KEY, room text, floor int, note text)",
+        "ALTER TABLE fieldring.places DROP note",
+        "CREATE INDEX places_room ON fieldring.places (room)",
+        login=admin,
+    )
+    cql(
+        "INSERT INTO fieldring.places (sensor, room, floor) VALUES ('kerbside', 'yard', 0)",
+        "INSERT INTO fieldring.places (sensor, room, floor) VALUES ('indoor', 'hall', 1)",
+    )
+    MADE.append(backups(good(play("playbooks/backup_cassandra.yml")))[-1])
+    asked = {
+        "restore_cassandra_backup": MADE[-1],
+        "restore_cassandra_tables": ["fieldring.places"],
+        "restore_cassandra_confirm": MADE[-1],
+    }
+    cql("ALTER TABLE fieldring.places DROP floor", login=admin)
+    said = refused(play("playbooks/restore_cassandra.yml", **asked), "CN-149")
+    assert "floor is not there any more" in said
+    cql("ALTER TABLE fieldring.places ADD floor int", login=admin)
+    said = refused(play("playbooks/restore_cassandra.yml", **asked), "CN-149")
+    assert "floor was dropped and made again" in said
+    cql("DROP TABLE fieldring.places", login=admin)
+    began = time.monotonic()
+    with traffic() as run:
+        good(play("playbooks/restore_cassandra.yml", **asked))
+    judge(run, "restore of a dropped table", began)
+    found = cql("SELECT sensor, room, floor FROM fieldring.places")
+    assert sorted(found) == [["indoor", "hall", 1], ["kerbside", "yard", 0]]
+    assert cql("SELECT sensor FROM fieldring.places WHERE room = 'yard'") == [["kerbside"]]
+    indexes = "SELECT index_name FROM system_schema.indexes WHERE keyspace_name = 'fieldring'"
+    assert cql(indexes) == [["places_room"]]
+    for name in NODES:
+        assert not node(name).file("/var/lib/cassandra/restore_begun.json").exists
 
 
 S3_BUCKET = "/srv/s3/ring-backups/site/main"
