@@ -386,7 +386,7 @@ def bulky() -> None:
     as_superuser("CREATE TABLE IF NOT EXISTS apart.bulky (id int PRIMARY KEY, value blob)")
     as_superuser("TRUNCATE apart.bulky")
     value = os.urandom(16384).hex()
-    as_superuser(f"INSERT INTO apart.bulky (id, value) VALUES (NUMBER, 0x{value})", times=400)
+    as_superuser(f"INSERT INTO apart.bulky (id, value) VALUES (NUMBER, 0x{value})", times=1600)
     for name in NODES:
         node(name).check_output("nodetool flush apart")
 
@@ -435,7 +435,7 @@ def test_running_repair_shuts_the_gate(bulky: None) -> None:
     node(THIRD).check_output("nodetool disablegossip")
     wait_until(lambda: "DN " in node(FIRST).run("nodetool status").stdout)
     as_superuser(
-        f"INSERT INTO apart.bulky (id, value) VALUES (NUMBER, 0x{os.urandom(16384).hex()})", times=400
+        f"INSERT INTO apart.bulky (id, value) VALUES (NUMBER, 0x{os.urandom(16384).hex()})", times=1600
     )
     node(THIRD).check_output("nodetool enablegossip")
     wait_until(agreed)
