@@ -200,11 +200,12 @@ class RingUnderTest:
             dc=dc,
         )
 
-    def cql(self, statement: str) -> list[tuple[Any, ...]]:
-        """The rows of a statement that the service's account sends at LOCAL_QUORUM."""
+    def cql(self, *statements: str) -> list[tuple[Any, ...]]:
+        """The rows of the last of statements that the service's account sends at LOCAL_QUORUM."""
         cluster, session = connect(self.clients(self.contacts).configuration)
         try:
-            return [tuple(row) for row in session.execute(statement)]
+            rows = [[tuple(row) for row in session.execute(statement)] for statement in statements]
+            return rows[-1]
         finally:
             cluster.shutdown()
 

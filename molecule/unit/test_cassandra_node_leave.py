@@ -24,6 +24,7 @@ def leave(folder: Path, nodetool: str, **leaver: Any) -> tuple[str, list[str]]:
     given = {
         "__cassandra_node_nodetool": str(program),
         "__cassandra_node_spokesman": "ring1",
+        "cassandra_node_peers": [{"name": "ring1", "address": "10.0.0.1", "dc": "dc1", "rack": "rack1"}],
         "__cassandra_node_leaver": {**LEAVER, **leaver},
         # Its nodes leave without the gate.
         "cassandra_node_operation": "remove_datacenter",

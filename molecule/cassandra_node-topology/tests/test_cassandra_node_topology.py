@@ -11,6 +11,9 @@ import os
 import re
 import ssl
 import sys
+import threading
+import time
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +113,18 @@ def test_killed_node_with_a_lost_disk_is_replaced() -> None:
         )
         with RING.record_that_says(SECOND, tokens=[1, 2, 3, 4]):
             RING.play("replace_cassandra_node.yml", **subject).refused("CN-317")
+        # On record, and it fails in its repair: what it holds by then stays.
+        with RING.interrupted("replace_cassandra_node.yml", **subject) as runs:
+            wait(
+                lambda: runs() and RING.record()[SECOND]["host_id"] != before["host_id"],
+                seconds=600,
+                what="it is on record",
+            )
+        host.check_output("touch /var/lib/cassandra/data/witness")
+        kill(SECOND)
         RING.play("replace_cassandra_node.yml", **subject).succeeded()
+        assert host.file("/var/lib/cassandra/data/witness").exists
+        host.check_output("rm /var/lib/cassandra/data/witness")
     assert sorted(RING.record()[SECOND]["tokens"]) == sorted(before["tokens"])
     assert status(FIRST) == RING.whole(ALL)
     assert not host.file("/etc/systemd/system/cassandra.service.d/replace.conf").exists
@@ -131,10 +145,42 @@ def test_stopped_node_is_not_removed_as_dead() -> None:
     wait(lambda: status(FIRST)[ADDRESSES[SPARE]] == "UN", seconds=180, what="it is back")
 
 
-def test_node_hands_over_and_leaves() -> None:
-    """It is off the record, stopped, and does not come back at the next boot."""
-    with RING.traffic("remove a node"):
-        done = RING.play("remove_cassandra_node.yml", members=ALL, cassandra_node_subject=SPARE).succeeded()
+def cut_when_it_leaves(name: str, other: str) -> None:
+    """Once a node hands over its data, every connection between it and another one is reset for seconds."""
+    wait(lambda: status(FIRST)[ADDRESSES[name]] == "UL", seconds=300, what="it leaves")
+    wait(lambda: "Sending" in node(name).check_output("nodetool netstats"), seconds=120, what="it streams")
+    rules = " ".join(
+        f"add chain inet cut {hook} {{ type filter hook {hook} priority 0; }}; "
+        f"add rule inet cut {hook} ip {way} {ADDRESSES[other]} ip protocol tcp reject with tcp reset;"
+        for hook, way in (("input", "saddr"), ("output", "daddr"))
+    )
+    node(name).check_output(f"nft 'add table inet cut; {rules}'")
+    time.sleep(5)
+    node(name).check_output("nft delete table inet cut")
+
+
+def test_node_whose_leaving_fails_is_told_again() -> None:
+    """CN-315: it is neither in nor out, and says so; the same command goes on."""
+    subject = {"members": ALL, "cassandra_node_subject": SPARE}
+    # Some MiB that cannot be compressed, beside what the traffic writes.
+    RING.cql(
+        *(
+            f"INSERT INTO fieldring.ring_traffic (id, value) VALUES ({-number}, '{b64encode(os.urandom(16384)).decode()}')"
+            for number in range(1, 1001)
+        )
+    )
+    # Mib/s, for single partitions and for whole SSTables.
+    slow, fast = (f"nodetool setstreamthroughput {n} && nodetool setstreamthroughput -e {n}" for n in (1, 24))
+    node(SPARE).check_output(f"nodetool flush && {slow}")
+    with RING.traffic("remove a node, whose streams break once"):
+        cut = threading.Thread(target=cut_when_it_leaves, args=(SPARE, SECOND))
+        cut.start()
+        said = RING.play("remove_cassandra_node.yml", **subject).refused("CN-315").told
+        cut.join()
+        assert "DECOMMISSION_FAILED" in said
+        assert set(ALL) == set(RING.record())
+        node(SPARE).check_output(fast)
+        done = RING.play("remove_cassandra_node.yml", **subject).succeeded()
     assert f"Take {SPARE} out of the inventory's group now" in done.told
     assert set(THREE) == set(RING.record())
     assert status(FIRST) == RING.whole(THREE)
