@@ -33,9 +33,11 @@ class SlowSpool:
     def __init__(self) -> None:
         self.records: list[bytes] = []
 
-    def append(self, payload: bytes) -> None:
-        time.sleep(DISK_SECONDS)
-        self.records.append(payload)
+    def append_many(self, payloads: Sequence[bytes]) -> list[None]:
+        for _ in payloads:
+            time.sleep(DISK_SECONDS)
+        self.records += payloads
+        return [None] * len(payloads)
 
 
 def text_of(value: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ class Memory:
         self.records: list[bytes] = []
         self.full = False
 
-    def append(self, payload: bytes) -> None:
+    def append_many(self, payloads: Sequence[bytes]) -> list[SpoolFull | None]:
         if self.full:
-            raise SpoolFull("no room")
-        self.records.append(payload)
+            return [SpoolFull("no room")] * len(payloads)
+        self.records += payloads
+        return [None] * len(payloads)
 
     def batches(self) -> list[Batch]:
         return [block.decode(record) for record in self.records]

@@ -13,7 +13,7 @@ import binascii
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from fieldring.errors import (
@@ -33,7 +33,7 @@ from fieldring.gateway.inbox import Inbox
 from fieldring.gateway.metrics import Metrics
 from fieldring.http import ByteBudget, ErrorAnswer, Reservation, answer, unpack
 from fieldring.http.asgi import refuse_upgrade, send_answer
-from fieldring.http.errors import refused_lines
+from fieldring.http.errors import RefusedLines
 from fieldring.settings import Settings
 from fieldring.wire import Decoded, line_protocol, senml
 
@@ -50,6 +50,15 @@ _THREADS = 8
 
 Message = dict[str, Any]
 _log = logging.getLogger(__name__)
+
+
+class _Decode(NamedTuple):
+    """How a body is decoded, and what memory that takes."""
+
+    call: Callable[[bytes], Iterator[Decoded]]
+    factor: int = _DECODED_FACTOR
+    piece_bytes: int | None = None
+    """None: the body is decoded whole."""
 
 
 class _GoneError(Exception):
@@ -169,7 +178,7 @@ class HttpIn:
         with self._budget.reserve() as reservation:
             body = await self._body(headers, receive, reservation)
             encoding = headers.get(b"content-encoding", "")
-            points, errors, collapsed = await loop.run_in_executor(
+            points, refused, collapsed = await loop.run_in_executor(
                 self._executor, self._keep, name, body, encoding, decode, reservation
             )
         answered: dict[str, str] = {}
@@ -177,15 +186,13 @@ class HttpIn:
             answered["Fieldring-Durability"] = "spooled"
         if collapsed:
             answered["Fieldring-Collapsed"] = str(collapsed)
-        if errors:
-            refusal: ErrorAnswer = answer(refused_lines(tuple(errors)))
+        if refused.errors:
+            refusal: ErrorAnswer = answer(refused.as_error())
             return refusal.status, refusal.headers | answered, refusal.body
         # v1 clients take 202 for an error.
         return 204 if path == "/write" else 202, answered, b""
 
-    def _decoder(
-        self, path: str, query: Mapping[str, str], headers: Mapping[bytes, str]
-    ) -> Callable[[bytes], Iterator[Decoded]]:
+    def _decoder(self, path: str, query: Mapping[str, str], headers: Mapping[bytes, str]) -> _Decode:
         now_ms = self._now_ms()
         if path == "/api/v1/senml":
             content_type = headers.get(b"content-type", "")
@@ -193,16 +200,20 @@ class HttpIn:
             def decode_senml(body: bytes) -> Iterator[Decoded]:
                 yield senml.decode(body, content_type=content_type, now_ms=now_ms)
 
-            return decode_senml
+            return _Decode(decode_senml, senml.decoded_factor(content_type))
         precision = query.get("precision") or "ns"
         line_protocol.check_precision(precision)
-        return lambda body: line_protocol.decode_in_pieces(
-            body,
-            precision=precision,
-            now_ms=now_ms,
-            series_tags=self._series_tags,
-            piece_bytes=_PIECE_BYTES,
-        )
+
+        def decode_lines(body: bytes) -> Iterator[Decoded]:
+            return line_protocol.decode_in_pieces(
+                body,
+                precision=precision,
+                now_ms=now_ms,
+                series_tags=self._series_tags,
+                piece_bytes=_PIECE_BYTES,
+            )
+
+        return _Decode(decode_lines, piece_bytes=_PIECE_BYTES)
 
     async def _body(
         self,
@@ -240,22 +251,25 @@ class HttpIn:
         device: str,
         body: bytes,
         encoding: str,
-        decode: Callable[[bytes], Iterator[Decoded]],
+        decode: _Decode,
         reservation: Reservation,
-    ) -> tuple[int, list[LineError], int]:
+    ) -> tuple[int, RefusedLines, int]:
         """Runs in a thread. Points kept, lines refused, points that a later line replaced."""
         body = unpack(body, encoding=encoding, max_bytes=8 * self._body_max_bytes, reservation=reservation)
-        reservation.take(min(_DECODED_FACTOR * min(len(body), _PIECE_BYTES), _BUDGET_BYTES // 4))
-        errors: list[LineError] = []
+        reservation.take(decode.factor * min(len(body), decode.piece_bytes or len(body)))
+        refused = RefusedLines()
         points = collapsed = foreign = 0
-        for decoded in decode(body):
+        for decoded in decode.call(body):
             batch = decoded.batch
-            errors.extend(decoded.errors)
+            refused.refuse(decoded.errors, more=decoded.more_errors)
             if set(batch.sensors) - {device}:
-                for sensor, line in zip(batch.sensors, batch.lines, strict=True):
-                    if sensor != device:
-                        foreign += 1
-                        errors.append(LineError(line, f"{device!r} may not write sensor {sensor!r}"))
+                others = [
+                    LineError(line, f"{device!r} may not write sensor {sensor!r}")
+                    for sensor, line in zip(batch.sensors, batch.lines, strict=True)
+                    if sensor != device
+                ]
+                refused.refuse(others)
+                foreign += len(others)
                 batch = batch.select([i for i, sensor in enumerate(batch.sensors) if sensor == device])
             if len(batch):
                 try:
@@ -266,10 +280,9 @@ class HttpIn:
                 collapsed += batch.collapsed
         if points:
             self._wake()
-        errors.sort(key=lambda error: error.line)
-        if foreign and foreign == len(errors) and not points:
-            raise Forbidden(errors[0].reason)
-        return points, errors, collapsed
+        if foreign and foreign == refused.refused and not points:
+            raise Forbidden(refused.errors[0].reason)
+        return points, refused, collapsed
 
 
 def presented_login(authorization: str, query: Mapping[str, str]) -> tuple[str, bytes] | None:

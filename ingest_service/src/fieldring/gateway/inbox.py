@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from fieldring.errors import ClientError, UnsupportedMediaType
+from fieldring.errors import ClientError, SpoolFull, UnsupportedMediaType
 from fieldring.gateway.clock_marks import ClockMarks, Pending
 from fieldring.gateway.dead_letter import DeadLetters, payload_fields
 from fieldring.gateway.deliveries import Deliveries
@@ -31,6 +31,9 @@ _SPREAD_MS = 10_000
 """How far messages that come at once are set apart; a time further ahead is from before the clock was set."""
 
 _STAMPED_SENSORS = 10_000
+
+_BLOCK_MAX_BYTES = 1_048_576
+"""Larger ones are sent in parts: an ingest host would answer 413 to what was acknowledged here."""
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +83,7 @@ _KEPT = Verdict()
 class Spool(Protocol):
     """The part of ``spool.Queue`` that takes records."""
 
-    def append(self, payload: bytes, /) -> None: ...
+    def append_many(self, payloads: Sequence[bytes], /) -> Sequence[SpoolFull | None]: ...
 
 
 class _Refused(Exception):  # noqa: N818 - a verdict on a message, not a failure
@@ -167,8 +170,7 @@ class Inbox:
                 seen = set()
             seen |= keys
             _extend(batches[-1], batch)
-        for batch in batches:
-            self._append(batch, now_us=now_us)
+        self._append(batches, now_us=now_us)
         self._dead_letters.messages(letters, now_s=now_us / 1e6)
         self.deliveries.settle()
         self._marks.settle(pending)
@@ -185,15 +187,20 @@ class Inbox:
         ahead = batch.span[1] > now_us // 1000 + _AHEAD_MS
         if ahead or self._marks.wrong:
             self._mark_clocks(batch, ahead=ahead, unsynchronised=False, pending=pending)
-        self._append(batch, now_us=now_us)
+        self._append([batch], now_us=now_us)
         self._marks.settle(pending)
 
-    def _append(self, batch: Batch, *, now_us: int) -> None:
-        with self._received_lock:
-            self._received = batch.received = max(now_us, self._received + 1)
-        self._spool.append(block.encode(batch))
-        self._metrics.spooled_blocks.inc()
-        self._metrics.spooled_points.inc(batch.points)
+    def _append(self, batches: Sequence[Batch], *, now_us: int) -> None:
+        blocks: list[bytes] = []
+        for batch in batches:
+            with self._received_lock:
+                self._received = batch.received = max(now_us, self._received + 1)
+            blocks += _blocks(batch)
+        for failure in self._spool.append_many(blocks):
+            if failure is not None:
+                raise failure
+        self._metrics.spooled_blocks.inc(len(blocks))
+        self._metrics.spooled_points.inc(sum(batch.points for batch in batches))
 
     def _mark_clocks(self, batch: Batch, *, ahead: bool, unsynchronised: bool, pending: Pending) -> None:
         """Times are kept as they are; an attribute tells that a clock is wrong, and when it is right."""
@@ -271,6 +278,18 @@ class Inbox:
         if lines:
             letter["errors"] = lines
         return letter | payload_fields(message.payload)
+
+
+def _blocks(batch: Batch) -> list[bytes]:
+    """The batch as blocks that an ingest host takes."""
+    whole = block.encode(batch)
+    middle = len(batch) // 2
+    if len(whole) <= _BLOCK_MAX_BYTES or not middle:
+        return [whole]
+    del whole
+    first, second = batch.select(range(middle)), batch.select(range(middle, len(batch)))
+    second.collapsed = 0
+    return _blocks(first) + _blocks(second)
 
 
 def _contradicts(target: Batch, batch: Batch) -> bool:

@@ -6,7 +6,8 @@ are what InfluxDB v2 clients show, ``error`` what v1 clients show.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -21,7 +22,7 @@ from fieldring.errors import (
     Unavailable,
 )
 
-__all__ = ["MAX_REPORTED_LINES", "ErrorAnswer", "answer", "error_body", "refused_lines"]
+__all__ = ["MAX_REPORTED_LINES", "ErrorAnswer", "RefusedLines", "answer", "error_body", "refused_lines"]
 
 MAX_REPORTED_LINES = 10_000
 """More refused lines than this are counted in the message, but not named one by one."""
@@ -34,6 +35,22 @@ class ErrorAnswer:
     status: int
     headers: dict[str, str]
     body: bytes
+
+
+@dataclass(slots=True)
+class RefusedLines:
+    """Those of one request, piece by piece: all are counted, the first kept, as a body may hold only junk."""
+
+    refused: int = 0
+    errors: list[LineError] = field(default_factory=list)
+
+    def refuse(self, errors: Sequence[LineError], *, more: int = 0) -> None:
+        self.refused += len(errors) + more
+        self.errors.extend(errors[: MAX_REPORTED_LINES - len(self.errors)])
+
+    def as_error(self) -> InvalidRequest:
+        """Of at least one line, in the order of the body."""
+        return refused_lines(tuple(sorted(self.errors, key=lambda one: one.line)), total=self.refused)
 
 
 def error_body(code: str, message: str, lines: tuple[LineError, ...] = ()) -> bytes:

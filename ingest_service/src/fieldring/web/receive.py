@@ -33,7 +33,7 @@ from fieldring.errors import (
     Unavailable,
 )
 from fieldring.http.asgi import refuse_upgrade
-from fieldring.http.errors import MAX_REPORTED_LINES, refused_lines
+from fieldring.http.errors import RefusedLines
 from fieldring.http.limits import ByteBudget, Places, Reservation, unpack, unpack_snappy
 from fieldring.http.quota import Quotas
 from fieldring.http.tokens import Identity, TokenBook, presented_token
@@ -62,10 +62,6 @@ PIECE_BYTES = 524_288
 DECODED_FACTOR = 30
 """Memory that a decoded body and its block take, as a multiple of its bytes: measured 7 (few sensors, many
 fields) to 29 (each line another sensor); only bodies of nothing but names and junk take more."""
-
-SENML_DECODED_FACTOR = 60
-CBOR_DECODED_FACTOR = 200
-"""The same for SenML, decoded whole, at its worst: bodies of the smallest records that can be written."""
 
 DEVICE_POINTS_PER_SECOND = 10.0
 """What a sensor.community device without credentials may write: a hundred times what the firmware sends."""
@@ -104,7 +100,7 @@ class Source:
 
 
 @dataclass(slots=True)
-class _Outcome:
+class _Outcome(RefusedLines):
     """What became of one request, piece by piece."""
 
     kept: bool = False
@@ -112,13 +108,6 @@ class _Outcome:
     collapsed: int = 0
     spooled: bool = False
     forbidden: int = 0
-    refused: int = 0
-    errors: list[LineError] = field(default_factory=list)
-    """The first of the refused lines: a body may hold nothing but junk."""
-
-    def refuse(self, errors: Sequence[LineError], *, more: int = 0) -> None:
-        self.refused += len(errors) + more
-        self.errors.extend(errors[: MAX_REPORTED_LINES - len(self.errors)])
 
     @property
     def durability(self) -> str:
@@ -313,7 +302,7 @@ class Receive(Probes):
         def decode(body: bytes, now_ms: int) -> Iterator[Decoded]:
             yield senml.decode(body, content_type=content_type, now_ms=now_ms)
 
-        factor = CBOR_DECODED_FACTOR if senml.is_cbor(content_type) else SENML_DECODED_FACTOR
+        factor = senml.decoded_factor(content_type)
         return await self._write(request, decode, spooled_status=202, heap_factor=factor)
 
     async def _write_sensor_community(self, request: Request) -> Answer:
@@ -807,8 +796,7 @@ class Receive(Probes):
         if outcome.collapsed:
             headers.append((b"fieldring-collapsed", str(outcome.collapsed).encode()))
         if outcome.errors:
-            outcome.errors.sort(key=lambda error: error.line)
-            refusal = error_to_answer(refused_lines(tuple(outcome.errors), total=outcome.refused))
+            refusal = error_to_answer(outcome.as_error())
             return Answer(refusal.status, (*refusal.headers, *headers), refusal.body)
         return Answer(spooled_status if outcome.spooled else 204, tuple(headers))
 

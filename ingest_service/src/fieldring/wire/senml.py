@@ -25,7 +25,7 @@ from fieldring.model import Batch, Row, Value
 from fieldring.wire.decoded import MAX_ERRORS, MAX_TIME_MS, Decoded, collapse
 from fieldring.wire.names import NameRefused, check_name, split_senml_name
 
-__all__ = ["CBOR", "CONTENT_TYPES", "MAX_TEXT_BYTES", "RELATIVE_BELOW_SECONDS", "decode", "is_cbor"]
+__all__ = ["CBOR", "CONTENT_TYPES", "MAX_TEXT_BYTES", "RELATIVE_BELOW_SECONDS", "decode", "decoded_factor"]
 
 CBOR = "application/senml+cbor"
 CONTENT_TYPES = ("application/senml+json", "application/json", CBOR)
@@ -96,9 +96,12 @@ def decode(body: bytes, *, content_type: str = CONTENT_TYPES[0], now_ms: int) ->
     return pack.result()
 
 
-def is_cbor(content_type: str) -> bool:
-    """Whether a body of this content type is decoded as CBOR."""
-    return _kind(content_type) == CBOR
+def decoded_factor(content_type: str) -> int:
+    """Memory that a decoded body and its block take at most, as a multiple of its bytes.
+
+    A pack is decoded whole. Measured at its worst: bodies of the smallest records that can be written.
+    """
+    return 200 if _kind(content_type) == CBOR else 60
 
 
 def _kind(content_type: str) -> str:
