@@ -33,6 +33,7 @@ TOKENS = {
     "limited": {"roles": ["write"], "sensors": ["north-*", "hut"]},
     "slow": {"roles": ["write"], "points_per_second": 1, "points_burst": 20},
     "gate": {"roles": ["write"], "gateway": "gateway1"},
+    "north gate": {"roles": ["write"], "gateway": "gateway2", "sensors": ["north-*"]},
 }
 
 

@@ -250,6 +250,22 @@ def test_token_limited_to_sensors(service: Service) -> None:
     assert 1 == len(service.points("north-2"))
 
 
+def test_block_of_sensors_that_the_gateway_may_not_send(service: Service) -> None:
+    """Its rows are named: a 403 was sent again for ever, and held up everything behind it."""
+    batch = Batch(received=T * 1000)
+    for sensor in ("south-1", "south-2"):
+        batch.append(Row(sensor, T, ("no2",), (1.0,)))
+    headers = {"Authorization": "Token north gate", "Content-Type": block.CONTENT_TYPE}
+    source = {"Fieldring-Source": "gateway2;epoch=5;seq=1;count=1"}
+    answer = service.http.post("/api/v1/block", content=block.encode(batch), headers=headers | source)
+    assert (400, [1, 2]) == (answer.status_code, [error["line"] for error in answer.json()["errors"]])
+    assert "'south-1'" in answer.json()["errors"][0]["reason"]
+    assert [1] == [run.last for run in service.store.arrivals("gateway2")]
+    others = {"Fieldring-Source": "gateway1;epoch=5;seq=1;count=1"}
+    answer = service.http.post("/api/v1/block", content=block.encode(batch), headers=headers | others)
+    assert 403 == answer.status_code
+
+
 def test_block_of_a_gateway(service: Service) -> None:
     """A block keeps its time of acceptance; a stranger's source header is refused."""
     batch = Batch(received=T * 1000, attributes={"a": {"room": "1"}})
