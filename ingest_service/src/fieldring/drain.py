@@ -158,14 +158,20 @@ class Drain:
                 continue
             batches.append(batch)
             good.append(record)
+        refused: list[Record] = []
         if singly and len(batches) > 1:
-            self._deliver_singly(good, batches)
+            refused = self._deliver_singly(good, batches)
         elif batches:
             self._deliver(good, batches)
+        for record in refused:
+            self._queue.append(record.payload)
+        # Durable at the end before they are gone here; and what falls back would move the portion's place.
         self._lanes.done(portion)
+        if refused:
+            self._lanes.fall_back()  # they are no news
         return len(records)
 
-    def _deliver_singly(self, records: list[Record], batches: list[Batch]) -> None:
+    def _deliver_singly(self, records: list[Record], batches: list[Batch]) -> list[Record]:
         """For a store that works but keeps refusing something in here: that goes to the end of the queue.
 
         Raises StoreUnavailable if nothing at all can be stored.
@@ -179,10 +185,7 @@ class Drain:
                     raise
                 refused.append(record)
                 self.last_error = str(error)
-        for record in refused:
-            self._queue.append(record.payload)
-        if refused:
-            self._lanes.fall_back()  # they are no news
+        return refused
 
     def _deliver(self, records: list[Record], batches: list[Batch]) -> None:
         try:

@@ -199,6 +199,22 @@ def test_record_that_the_store_keeps_refusing_does_not_block_the_others(queue: Q
     assert 0 == drain.quarantined_records
 
 
+def test_what_was_delivered_singly_of_live_records_is_not_delivered_again(queue: Queue, gate: Gate) -> None:
+    """The live lane's place went back over them, and what had been refused stood in the queue twice."""
+    drain = Drain(queue, gate)
+    for number in range(5):
+        queue.append(block.encode(made(number)))
+    gate.refused = {2}
+    assert drain._step(1 << 16, singly=True) == 5
+    assert drain.delivered_records == 4
+    assert [block.decode(record.payload).received for record in queue.read()] == [2]
+    assert (queue.pending_records, queue.appended_records) == (1, 6)
+    gate.refused = set()
+    queue.append(block.encode(made(5)))
+    assert drain.run_once() == 2
+    assert (drain.delivered_records, gate.stored()) == (6, [0, 1, 2, 3, 4, 5])
+
+
 def test_thread_survives_a_fault_that_nobody_expected(
     queue: Queue, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
