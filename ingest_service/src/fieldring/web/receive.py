@@ -364,15 +364,16 @@ class Receive(Probes):
             if self._arrivals is not None:
                 # Also where lines of it were refused: it came.
                 oldest = request.header(b"fieldring-oldest")
-                record = functools.partial(
-                    self._arrivals.arrived,
+                self._arrivals.arrived(
                     parsed.gateway,
                     parsed.epoch,
                     parsed.seq,
                     parsed.count,
                     oldest=int(oldest) if _NUMBER.fullmatch(oldest) else 0,
                 )
-                await asyncio.get_running_loop().run_in_executor(self._executor, record)
+                if not self._acceptor.store_failing:
+                    loop = asyncio.get_running_loop()
+                    await loop.run_in_executor(self._executor, self._arrivals.write)
         return answer
 
     async def _write(
