@@ -47,7 +47,9 @@ class Settings:
     cassandra_ca_file: str = _setting("", "path", "CA of the ring's certificates; empty: no TLS")
     cassandra_request_timeout_ms: int = _setting(5_000, "ms", "deadline of one statement")
     cassandra_in_flight: int = _setting(128, "statements", "concurrent statements of one write")
-    registry_interval_seconds: int = _setting(10, "s", "least time between updates of a sensor's last time")
+    registry_interval_seconds: int = _setting(
+        10, "s", "least time between updates of a sensor's last time, and of attributes that came again"
+    )
 
     # limits
     retention_days: int = _setting(1825, "d", "age beyond which points are refused and expire")

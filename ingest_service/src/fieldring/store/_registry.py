@@ -37,6 +37,9 @@ class _Known:
     metrics: set[str] = field(default_factory=set)
     attributes: dict[str, tuple[int, str]] = field(default_factory=dict)
     attributes_read: bool = False
+    unwritten: set[str] = field(default_factory=set)
+    """Attributes that came anew with the value that stands, after they were last written."""
+    attributes_written: float = float("-inf")
     first_ms: int = 1 << 62
     last_ms: int = -(1 << 62)
     last_written: float = float("-inf")
@@ -56,7 +59,8 @@ class Registry:
     """Remembers per process what was confirmed, so that a steady sensor costs a write per interval.
 
     Several processes may write the same row: metrics and attributes are added to sets and maps, and
-    the extremes of time carry timestamps by which the extreme stands.
+    the extremes of time carry timestamps by which the extreme stands. An attribute that is confirmed is
+    written again once per interval, as another process may have written another value in between.
     """
 
     def __init__(self, ring: Ring, *, interval_s: float) -> None:
@@ -80,7 +84,12 @@ class Registry:
                 is_first = seen.first_ms < known.first_ms
                 is_last = seen.last_ms > known.last_ms and now - known.last_written >= self._interval_s
                 changes = _changes(known, seen)
-            if not (metrics or is_first or is_last or changes):
+                again: list[tuple[int, str, str]] = []
+                if known.unwritten and now - known.attributes_written >= self._interval_s:
+                    for name in sorted(known.unwritten.difference([name for _, name, _ in changes])):
+                        received, value = known.attributes[name]
+                        again.append((received, name, value))
+            if not (metrics or is_first or is_last or changes or again):
                 continue
             statements += self._statements(
                 sensor,
@@ -88,6 +97,7 @@ class Registry:
                 first_ms=seen.first_ms if is_first else None,
                 last_ms=seen.last_ms if is_last else None,
                 changes=changes,
+                again=again,
             )
 
             def confirm(
@@ -96,6 +106,7 @@ class Registry:
                 first_ms: int = seen.first_ms,
                 last_ms: int | None = seen.last_ms if is_last else None,
                 changes: list[tuple[int, str, str]] = changes,
+                again: list[tuple[int, str, str]] = again,
             ) -> None:
                 known.metrics |= metrics
                 known.first_ms = min(known.first_ms, first_ms)
@@ -105,6 +116,11 @@ class Registry:
                 for received, name, value in changes:
                     if received >= known.attributes.get(name, (0, ""))[0]:
                         known.attributes[name] = (received, value)
+                for received, name, _ in (*changes, *again):
+                    if received >= known.attributes[name][0]:
+                        known.unwritten.discard(name)
+                if again:
+                    known.attributes_written = now
 
             confirmations.append(confirm)
 
@@ -125,6 +141,7 @@ class Registry:
         first_ms: int | None,
         last_ms: int | None,
         changes: list[tuple[int, str, str]],
+        again: list[tuple[int, str, str]],
     ) -> list[Any]:
         prepare = self._ring.prepare
         at = (shard_of(sensor, BUCKETS), sensor)
@@ -136,7 +153,7 @@ class Registry:
             updates.append(prepare(_SET_FIRST).bind((_EARLIER_WINS - first_ms, first_ms, *at)))
         if last_ms is not None:
             updates.append(prepare(_SET_LAST).bind((_EARLIER_WINS + last_ms, last_ms, *at)))
-        for received, name, value in changes:
+        for received, name, value in (*changes, *again):
             updates.append(prepare(_ADD_ATTRIBUTES).bind((received, {name: value}, *at)))
         recorded = [prepare(_INSERT_CHANGE).bind((sensor, *change)) for change in changes]
         return [*together(updates), *together(recorded)]
@@ -180,6 +197,7 @@ def _changes(known: _Known, seen: _Seen) -> list[tuple[int, str, str]]:
             # Confirmed anew: an older spool that is drained later must not win over it.
             if name not in standing:
                 known.attributes[name] = (received, value)
+                known.unwritten.add(name)
         else:
             changes.append((received, name, value))
             standing[name] = (received, value)
