@@ -13,7 +13,7 @@ import pytest
 
 from fieldring.analyse import Worker
 from fieldring.errors import StoreUnavailable
-from fieldring.model import HOUR_MS, Batch, Flag, HourFlags, Point, Row
+from fieldring.model import HOUR_MS, Batch, Flag, HourFlags, Mark, Point, Row
 from fieldring.quality import RulesFile, judge, parse
 from fieldring.store.sqlite import SqliteStore
 
@@ -48,6 +48,12 @@ class Counting(SqliteStore):
         self.reads: list[tuple[str, int, int]] = []
         self.verdicts: list[HourFlags] = []
         self.failures: set[str] = set()
+        self.defect = False
+
+    def marks(self, shard: int, minute: int) -> list[Mark]:
+        if self.defect:
+            raise RuntimeError("a fault of ours")
+        return super().marks(shard, minute)
 
     def points(self, sensor: str, *, start_ms: int, end_ms: int, metrics: Any = None) -> Iterator[Point]:
         if "points" in self.failures:
@@ -282,7 +288,7 @@ def test_what_failed_half_way_is_done_again(store: Counting, worker: Worker, clo
 
 
 def test_it_survives_a_store_that_goes_away(store: Counting, rules: Path, clock: Clock) -> None:
-    """``run`` backs off, goes on when the store is back, and ends when told to."""
+    """``run`` backs off, goes on when the store is back, and ends when told to; a fault of ours is no end."""
     put(store, clock, hourly([10, 900, 10]))
     store.failures.add("points")
     worker = Worker(
@@ -300,6 +306,10 @@ def test_it_survives_a_store_that_goes_away(store: Counting, rules: Path, clock:
     try:
         failed = worker.metrics.rounds.labels("store_unavailable")
         wait(lambda: failed._value.get() >= 3)
+        store.defect = True
+        failed = worker.metrics.rounds.labels("failed")
+        wait(lambda: failed._value.get() >= 3)
+        store.defect = False
         store.failures.clear()
         wait(lambda: bool(verdicts(store)))
     finally:

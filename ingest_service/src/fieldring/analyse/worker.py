@@ -94,21 +94,25 @@ class Worker:
         self.metrics = metrics or Metrics()
 
     def run(self) -> None:
-        """Rounds until ``stop``; an unavailable store only makes them rarer."""
+        """Rounds until ``stop``; whatever goes wrong only makes them rarer."""
         failures = 0
         while not self._stop.is_set():
             began = self._monotonic()
             try:
                 pause = 0.0 if self.round() else self._interval
-            except StoreUnavailable as error:
+            except Exception as error:
+                # A thread that died would judge nothing any more, in silence.
                 failures += 1
-                self.metrics.rounds.labels("store_unavailable").inc()
-                if failures == 1:
+                unavailable = isinstance(error, StoreUnavailable)
+                self.metrics.rounds.labels("store_unavailable" if unavailable else "failed").inc()
+                if unavailable and failures == 1:
                     log.warning("the store is unavailable, judging waits: %s", error)
+                elif not unavailable:
+                    log.exception("a round failed, judging waits")
                 pause = min(self._retry_max, 0.5 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
             else:
                 if failures:
-                    log.info("the store is back after %d tries", failures)
+                    log.info("judging goes on after %d tries", failures)
                 failures = 0
                 self.metrics.rounds.labels("ok").inc()
             self.metrics.round_seconds.observe(self._monotonic() - began)
