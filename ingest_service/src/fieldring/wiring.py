@@ -281,7 +281,7 @@ def run_analyse(settings: Settings) -> int:
     app = Analysing(
         tokens=book,
         metrics=Metrics(worker.metrics.registry),
-        trusted_header=settings.metrics_trusted_header,
+        trusted=settings.metrics_trusted_header,
     )
     thread = threading.Thread(target=worker.run, name="analyse")
     thread.start()

@@ -299,6 +299,19 @@ def test_an_unavailable_store_is_503_with_a_time_to_retry(
     assert client.get("/ready").status_code == 200
 
 
+@pytest.mark.parametrize("text", ["", "X-Monitor", "X-Monitor:", "X-Monitor: ", ": s3cret"])
+def test_half_a_trusted_header_opens_nothing(tmp_path: Path, store: SqliteStore, text: str) -> None:
+    """A name without a value was matched by every request that does not send it."""
+    write_tokens(tmp_path / "tokens.json")
+    app = create_app(
+        store=store,
+        tokens=TokenBook(tmp_path / "tokens.json"),
+        settings=Settings(site="valley", metrics_trusted_header=text),
+    )
+    for headers in ({}, {"X-Monitor": ""}, {"X-Monitor": "s3cret"}):
+        assert app.test_client().get("/metrics", headers=headers).status_code == 401
+
+
 def test_metrics_take_a_token_or_the_monitors_header(client: FlaskClient) -> None:
     """The load balancer sets the header for the monitor's client certificate."""
     client.get("/v1/points?sensor=x", headers=READER)

@@ -36,6 +36,7 @@ __all__ = [
     "Request",
     "error_to_answer",
     "query_of",
+    "trusted_header",
 ]
 
 Scope = dict[str, Any]
@@ -132,13 +133,13 @@ class Probes:
         *,
         tokens: TokenBook,
         metrics: Metrics,
-        trusted_header: str = "",
+        trusted: str = "",
         checks: Callable[[], Iterable[Check]] = tuple,
     ) -> None:
         self.tokens = tokens
         self.metrics = metrics
         self._checks = checks
-        self._trusted = _trusted_header(trusted_header)
+        self._trusted = trusted_header(trusted)
         self.routes: dict[str, dict[str, Handler]] = {
             "/health": {"GET": self._health, "HEAD": self._health},
             "/ready": {"GET": self._ready, "HEAD": self._ready},
@@ -255,7 +256,8 @@ def query_of(raw: bytes) -> Mapping[str, str]:
     return found
 
 
-def _trusted_header(text: str) -> tuple[bytes, bytes]:
+def trusted_header(text: str) -> tuple[bytes, bytes]:
+    """Name, in lower case, and value of ``Name: value``; without a value nobody is trusted."""
     name, _, value = text.partition(":")
     if not value.strip():
         return b"", b""

@@ -222,7 +222,7 @@ class Receive(Probes):
         super().__init__(
             tokens=tokens,
             metrics=self._counters,
-            trusted_header=settings.metrics_trusted_header,
+            trusted=settings.metrics_trusted_header,
             checks=checks,
         )
         self._acceptor = acceptor

@@ -42,7 +42,7 @@ from fieldring.query import PointsQuery, gaps_of, page, parse_time, stream
 from fieldring.settings import Settings, read_secret
 from fieldring.web import formats, pages
 from fieldring.web.openapi import document
-from fieldring.web.probes import Metrics
+from fieldring.web.probes import Metrics, trusted_header
 
 __all__ = ["MAX_LIMIT", "create_app"]
 
@@ -77,8 +77,7 @@ class Serving:
         self.settings = settings
         self.rules = rules
         self.metrics = metrics
-        name, _, value = settings.metrics_trusted_header.partition(":")
-        self.trusted = (name.strip(), value.strip())
+        self.trusted = trusted_header(settings.metrics_trusted_header)
 
     def caller(self) -> Identity:
         """Who asks: the token sent along, else the session's.
@@ -288,7 +287,8 @@ def _ready() -> Response:
 def _metrics() -> Response:
     serving = _serving()
     name, value = serving.trusted
-    if not name or not hmac.compare_digest(request.headers.get(name, "").encode(), value.encode()):
+    sent = request.headers.get(name.decode("latin-1"), "").encode("latin-1") if name else b""
+    if not name or not hmac.compare_digest(sent, value):
         serving.tokens.authenticate(request.headers.get("Authorization")).require("read")
     return Response(
         generate_latest(serving.metrics.registry), content_type="text/plain; version=0.0.4; charset=utf-8"
