@@ -134,19 +134,24 @@ def packet(head: int, body: bytes) -> bytes:
             return bytes((head,)) + length + body
 
 
+def expires(seconds: int) -> bytes:
+    return b"\5\x11" + seconds.to_bytes(4, "big") if seconds else b"\0"
+
+
 def connect(
     name: str,
     *,
     version: int = 4,
     client_id: str = "x",
     keepalive_s: int = 0,
+    expiry_s: int = 0,
     will: tuple[str, bytes] | None = None,
     will_qos: int = 1,
     will_properties: bytes = b"",
 ) -> bytes:
     flags = 0xC2 | (4 | will_qos << 3 if will else 0)
     body = b"\0\4MQTT" + bytes((version, flags)) + keepalive_s.to_bytes(2, "big")
-    body += (b"\0" if version == 5 else b"") + text_of(client_id)
+    body += (expires(expiry_s) if version == 5 else b"") + text_of(client_id)
     if will is not None:
         body += bytes((len(will_properties),)) + will_properties if version == 5 else b""
         body += text_of(will[0]) + text_of(will[1])
@@ -273,6 +278,34 @@ def test_disconnect_takes_the_will_back(
 
     play(scenario)
     assert [GONE] * published == disk.of("a")
+
+
+@pytest.mark.parametrize(
+    ("begun", "ended", "taken"),
+    [
+        (0xFFFF_FFFF, 60, True),
+        (60, 0xFFFF_FFFF, True),
+        (60, 0, True),
+        (0, 60, False),
+        (0, 0xFFFF_FFFF, False),
+    ],
+)
+def test_disconnect_that_changes_how_long_the_session_lasts(
+    play: Callable[[Scenario], None], disk: Disk, begun: int, ended: int, taken: bool
+) -> None:
+    """It may, unless there is none; one without end was taken for none, and the will was published."""
+
+    async def scenario(at: Listener) -> None:
+        a = await at.accepted("a", version=5, expiry_s=begun, will=("sensors/a/lp", GONE))
+        await a.says(packet(0xE0, b"\0" + (expires(ended) if ended else b"\5\x11\0\0\0\0")))
+        assert (await a.hears_the_end() == b"") == taken
+        await until(lambda: at.commit.idle and not at.server.connections)
+        if taken and ended:
+            (until_s,) = at.server._sessions.values()
+            assert (until_s is None) == (ended == 0xFFFF_FFFF)
+
+    play(scenario)
+    assert ([] if taken else [GONE]) == disk.of("a")
 
 
 @pytest.mark.parametrize("version", [4, 5])

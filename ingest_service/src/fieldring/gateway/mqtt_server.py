@@ -373,9 +373,9 @@ class _Connection(asyncio.Protocol):
         elif kind == packets.DISCONNECT:
             reason, expiry = packets.parse_disconnect(body, self._version)
             if expiry is not None:
-                if not self._lasts_s and expiry:
+                if self._lasts_s == 0 and expiry:
                     raise ProtocolError("a session cannot begin at its end", reason=Reason.PROTOCOL_ERROR)
-                self._lasts_s = expiry
+                self._lasts_s = _seconds(expiry)
             if reason == Reason.SUCCESS:
                 self._drop_will()
             self._close()
@@ -420,7 +420,7 @@ class _Connection(asyncio.Protocol):
         if not client_id:
             client_id = assigned = f"fieldring-{secrets.token_hex(8)}"
         if connect.version == V5:
-            self._lasts_s = None if connect.session_expiry_s == 0xFFFF_FFFF else connect.session_expiry_s
+            self._lasts_s = _seconds(connect.session_expiry_s)
         else:
             self._lasts_s = 0 if connect.clean else None
         # The name belongs to the account: no device can take over what another one began.
@@ -575,6 +575,11 @@ class _Connection(asyncio.Protocol):
 
 def _cost(will: Will) -> int:
     return len(will.topic) + len(will.payload) + _WILL_BYTES
+
+
+def _seconds(expiry_s: int) -> int | None:
+    """How long a session lasts; None: for ever."""
+    return None if expiry_s == 0xFFFF_FFFF else expiry_s
 
 
 def _refusal_of(will: Will, *, device: str) -> int:
