@@ -8,12 +8,14 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import random
 import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from itertools import accumulate
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -85,11 +87,16 @@ class Client:
             Refused: some were refused, all others are kept.
             RequestFailed: nothing is promised; the same call may be repeated.
         """
-        body = "\n".join(map(_line, readings)).encode()
+        lines = list(map(_line, readings))
+        body = "\n".join(lines).encode()
         response = self._send("POST", "/api/v2/write", params={"precision": "ms"}, content=body)
         if response.status_code == 400:
             answer = _json(response)
-            errors = tuple((e["line"] - 1, e["reason"]) for e in answer.get("errors", ()))
+            # A text may hold line breaks.
+            starts = list(accumulate((1 + line.count("\n") for line in lines[:-1]), initial=1))
+            errors = tuple(
+                (bisect.bisect_right(starts, e["line"]) - 1, e["reason"]) for e in answer.get("errors", ())
+            )
             if errors:
                 raise Refused(str(answer.get("message")), errors=errors)
         _check(response)

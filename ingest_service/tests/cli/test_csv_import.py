@@ -143,6 +143,14 @@ def test_wrong_token(service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
     assert "data.csv:2: HTTP 401: token is not known" in said
 
 
+def test_refused_behind_a_text_of_several_lines(service: Service, run: Run) -> None:
+    """The line of the file is named; it was another one, or an error of ours."""
+    code, said = run(f'time,sensor,note\n{T},a,"one\ntwo"\n5,a,three\n', "--text")
+    assert code != 0
+    assert "data.csv:4: time 5 ms is older" in said
+    assert "1 points sent" in said
+
+
 def test_spooled_is_told(service: Service, run: Run) -> None:
     """While the ring is away the import goes on, and says so."""
     service.store.up = False
@@ -158,6 +166,14 @@ def test_client_names_what_was_refused(service: Service) -> None:
         with pytest.raises(Refused) as caught:
             client.write([Reading("a", T, "m", 1.0), Reading("a", 5, "m", 2.0)])
         assert [1] == [index for index, _ in caught.value.errors]
+        texts = [
+            Reading("a", T, "m", "one\ntwo\n"),
+            Reading("a", 5, "m", "three\nfour"),
+            Reading("a", 6, "m", 1.0),
+        ]
+        with pytest.raises(Refused) as caught:
+            client.write(texts)
+        assert [1, 2] == [index for index, _ in caught.value.errors]
         with pytest.raises(ValueError, match="line break"):
             client.write([Reading("a\nb", T, "m", 1.0)])
 
