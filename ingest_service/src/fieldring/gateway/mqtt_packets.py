@@ -56,7 +56,6 @@ class Reason:
     """Reason codes of MQTT 5 that are used here."""
 
     SUCCESS = 0x00
-    DISCONNECT_WITH_WILL = 0x04
     NO_SUBSCRIPTION = 0x11
     MALFORMED = 0x81
     PROTOCOL_ERROR = 0x82
@@ -71,7 +70,6 @@ class Reason:
     KEEP_ALIVE = 0x8D
     TAKEN_OVER = 0x8E
     TOPIC = 0x90
-    NO_SUCH_ID = 0x92
     TOPIC_ALIAS = 0x94
     TOO_LARGE = 0x95
     QUOTA = 0x97

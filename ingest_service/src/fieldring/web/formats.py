@@ -18,6 +18,7 @@ from fieldring.query import EpochGaps, format_time
 __all__ = [
     "CONTENT_TYPES",
     "WRITERS",
+    "gaps_row",
     "points_csv",
     "points_json",
     "points_ndjson",

@@ -193,9 +193,7 @@ def _points() -> Response:
     )
     if query.start_ms is not None and query.end_ms is not None and query.start_ms > query.end_ms:
         raise InvalidRequest("start lies after end")
-    form = _format(arguments.get("format"), request, ("json", "ndjson", "csv", "parquet"))
-    if form == "parquet":
-        raise InvalidRequest("format parquet is not offered by this version: use json, ndjson or csv")
+    form = _format(arguments.get("format"), request, ("json", "ndjson", "csv"))
     limit, cursor = _limit(arguments.get("limit")), arguments.get("cursor") or None
     if cursor is not None and limit is None:
         raise InvalidRequest("a cursor needs a limit: without one, everything is streamed")
@@ -341,7 +339,7 @@ def _format(text: str | None, asked: Request, known: tuple[str, ...]) -> str:
         if text not in known:
             raise InvalidRequest(f"format is {text[:20]!r}, but must be one of {', '.join(known)}")
         return text
-    by_type = {formats.CONTENT_TYPES[form].split(";")[0]: form for form in known if form != "parquet"}
+    by_type = {formats.CONTENT_TYPES[form].split(";")[0]: form for form in known}
     return by_type.get(asked.accept_mimetypes.best_match(list(by_type), "application/json"), "json")
 
 
