@@ -6,6 +6,7 @@ epoch **microseconds** (``int``). No I/O, no clock: time comes in as an argument
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -34,6 +35,7 @@ __all__ = [
     "SensorInfo",
     "Store",
     "Value",
+    "fingerprint",
 ]
 
 MINUTE_MS = 60_000
@@ -237,7 +239,9 @@ class HourFlags:
     """Verdicts on one hour of one metric, always replaced whole.
 
     ``bad`` lists only what is not good: (time_ms, flag, tests). A point of the hour that is not
-    listed is good if its ``received`` is at most ``read_received``, else not evaluated.
+    listed is good if its ``received`` is at most ``read_received``, else not evaluated. As what waited in a
+    spool comes late under an older ``received``, ``points`` is the ``fingerprint`` of the times that were
+    judged: where others are there now, nothing is known to be good. None: written before it was kept.
     ``judged_us`` is the start of the read that the verdict rests on, and the write's timestamp.
     """
 
@@ -248,6 +252,12 @@ class HourFlags:
     rules_version: str
     read_received: int
     judged_us: int
+    points: int | None = None
+
+
+def fingerprint(times_ms: bytes) -> int:
+    """Number and checksum of ascending times, each of 8 bytes."""
+    return len(times_ms) // 8 << 32 | zlib.crc32(times_ms)
 
 
 class Mark(NamedTuple):

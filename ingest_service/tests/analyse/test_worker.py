@@ -15,6 +15,7 @@ from fieldring.analyse import Worker
 from fieldring.errors import StoreUnavailable
 from fieldring.model import HOUR_MS, Batch, Flag, HourFlags, Mark, Point, Row
 from fieldring.quality import RulesFile, judge, parse
+from fieldring.query import PointsQuery, stream
 from fieldring.store.sqlite import SqliteStore
 
 RULES = """{"version": "t1", "metrics": {"no2": {
@@ -137,6 +138,25 @@ def test_the_flags_of_a_new_point_are_there_after_one_round(
     put(store, clock, hourly([10, 900, 10]))
     worker.round()
     assert {T0 + HOUR_MS: (4, ("gross_range", "rate_of_change", "spike"))}.items() <= verdicts(store).items()
+
+
+def test_what_waited_in_a_spool_reads_as_good_once_it_is_judged(
+    store: Counting, worker: Worker, clock: Clock
+) -> None:
+    """Its ``received`` is older than what the verdict rests on, so that alone would say it was judged."""
+    put(store, clock, {T0: 10.0, T0 + 120_000: 10.1})
+    worker.round()
+
+    def flags() -> list[int]:
+        return [int(point.flag) for point in stream(store, PointsQuery(sensor="s"))]
+
+    assert [1, 1] == flags()
+    late = Batch(received=clock.us() - 1_000_000)
+    late.append(Row("s", T0 + 60_000, ("no2",), (10.2,)))
+    store.write(late)
+    assert [2, 2, 2] == flags()
+    worker.round()
+    assert [1, 1, 1] == flags()
 
 
 def test_a_metric_without_rules_gets_no_verdict(store: Counting, worker: Worker, clock: Clock) -> None:

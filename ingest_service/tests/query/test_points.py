@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fieldring.errors import InvalidRequest
-from fieldring.model import DAY_MS, HOUR_MS, Batch, Flag, FlaggedPoint, HourFlags, Row, Value
+from fieldring.model import DAY_MS, HOUR_MS, Batch, Flag, FlaggedPoint, HourFlags, Row, Value, fingerprint
 from fieldring.query import PointsQuery, page, stream
 from fieldring.store.sqlite import SqliteStore
 
@@ -46,6 +47,39 @@ def test_flags_of_a_judged_hour(store: SqliteStore) -> None:
     put(store, {T0 + 2: {"a": 3.0}}, received=101)
     judged(store, (T0 + 1, Flag.FAIL, ("gross_range",)))
     assert {0: (1, ()), 1: (4, ("gross_range",)), 2: (2, ())} == flags(store, PointsQuery(sensor="s"))
+
+
+def test_what_came_late_under_an_older_receipt_is_not_good(store: SqliteStore) -> None:
+    """It had waited in a gateway's spool: nobody had judged it, and it read as good."""
+    put(store, {T0: {"a": 1.0, "b": 1.0}, T0 + 1: {"a": 2.0}, T0 + 3: {"a": "text"}})
+    put(store, {T0 + 5: {"a": 5.0}}, received=101)
+    points = fingerprint(array("q", [T0, T0 + 1]).tobytes())
+    bad = ((T0 + 1, Flag.FAIL, ("gross_range",)),)
+    store.write_flags([HourFlags("s", "a", T0, bad, "1", 100, 1, points)])
+    seen = {0: (1, ()), 1: (4, ("gross_range",)), 3: (2, ()), 5: (2, ())}
+    query = PointsQuery(sensor="s", metric="a")
+    assert seen == flags(store, query)
+    put(store, {T0 + 2: {"a": 3.0}}, received=99)
+    assert seen | {0: (2, ()), 2: (2, ())} == flags(store, query)
+    store.write_flags(
+        [HourFlags("s", "a", T0, bad, "1", 100, 2, fingerprint(array("q", [T0, T0 + 1, T0 + 2]).tobytes()))]
+    )
+    assert seen | {2: (1, ())} == flags(store, query)
+
+
+def test_a_part_of_an_hour_has_the_flags_of_the_whole(store: SqliteStore) -> None:
+    """Whoever asks for a part, or goes on within an hour, gets that part only, and as good."""
+    times = list(range(T0, T0 + 2 * HOUR_MS, HOUR_MS // 4))
+    put(store, {time_ms: {"a": 1.0} for time_ms in times})
+    for hour in (T0, T0 + HOUR_MS):
+        of_hour = [t for t in times if hour <= t < hour + HOUR_MS]
+        points = fingerprint(array("q", of_hour).tobytes())
+        store.write_flags([HourFlags("s", "a", hour, (), "1", 100, 1, points)])
+    query = PointsQuery(sensor="s", start_ms=times[1], end_ms=times[6])
+    assert {t - T0: (1, ()) for t in times[1:6]} == flags(store, query)
+    first = page(store, query, limit=2)
+    rest = page(store, query, limit=9, after=first.next)
+    assert [(t, 1) for t in times[1:6]] == [(p.time_ms, p.flag) for p in first.points + rest.points]
 
 
 def test_a_corrected_value_loses_its_flag(store: SqliteStore) -> None:

@@ -314,6 +314,7 @@ class StoreContract:
             "v1",
             50,
             1000,
+            2 << 32 | 0xFFFF_FFFF,
         )
         store.write_flags([first, replace(first, metric="pm10", bad=())])
         assert [first, replace(first, metric="pm10", bad=())] == list(

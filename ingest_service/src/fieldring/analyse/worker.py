@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fieldring.analyse.metrics import Metrics
 from fieldring.analyse.timeline import Digest, Judged, Timeline, Timelines
 from fieldring.errors import StoreUnavailable
-from fieldring.model import HOUR_MS, MINUTE_MS, HourFlags, Mark, Store
+from fieldring.model import HOUR_MS, MINUTE_MS, HourFlags, Mark, Store, fingerprint
 from fieldring.quality import Rules, RulesFile, judge
 
 __all__ = ["Worker"]
@@ -313,6 +313,7 @@ class Worker:
                         rules_version=rules.version,
                         read_received=timeline.hours[hour][metric].read_received,
                         judged_us=judged_us,
+                        points=fingerprint(timeline.hours[hour][metric].times_ms.tobytes()),
                     )
                 )
         # Verdicts on one hour lie together in the store.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
+from typing import NamedTuple
 
-from fieldring.model import DAY_MS, HOUR_MS, Flag, FlaggedPoint, HourFlags, Store
+from fieldring.model import DAY_MS, HOUR_MS, Flag, FlaggedPoint, HourFlags, Point, Store, fingerprint
 from fieldring.query import cursor
 from fieldring.query.cursor import Position
 
@@ -14,8 +16,17 @@ __all__ = ["Page", "PointsQuery", "page", "stream"]
 
 _LONGEST_SPAN_MS = 32 * DAY_MS
 _POINTS_WANTED = 20_000
-_GOOD: tuple[Flag, tuple[str, ...]] = (Flag.GOOD, ())
-_NOT_EVALUATED: tuple[Flag, tuple[str, ...]] = (Flag.NOT_EVALUATED, ())
+_Verdict = tuple[Flag, tuple[str, ...]]
+_GOOD: _Verdict = (Flag.GOOD, ())
+_NOT_EVALUATED: _Verdict = (Flag.NOT_EVALUATED, ())
+
+
+class _Judged(NamedTuple):
+    """What a verdict says: of the times in ``bad``, and of all others."""
+
+    read_received: int
+    bad: dict[int, _Verdict]
+    other: _Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,17 +112,44 @@ def _bounds(store: Store, query: PointsQuery) -> tuple[int, int] | None:
 
 
 def _flagged(store: Store, query: PointsQuery, start: int, end: int) -> Iterator[FlaggedPoint]:
-    verdicts: dict[tuple[str, int], tuple[HourFlags, dict[int, tuple[Flag, tuple[str, ...]]]]] = {}
+    verdicts: dict[int, dict[str, HourFlags]] = {}
     for verdict in store.hour_flags(query.sensor, start_ms=start, end_ms=end):
         if query.metric is None or verdict.metric == query.metric:
-            bad = {time_ms: (flag, tests) for time_ms, flag, tests in verdict.bad}
-            verdicts[verdict.metric, verdict.hour_ms] = (verdict, bad)
+            verdicts.setdefault(verdict.hour_ms // HOUR_MS, {})[verdict.metric] = verdict
     metrics = None if query.metric is None else (query.metric,)
-    for sensor, time_ms, metric, value, received in store.points(
-        query.sensor, start_ms=start, end_ms=end, metrics=metrics
-    ):
-        flag, tests = _NOT_EVALUATED
-        found = verdicts.get((metric, time_ms - time_ms % HOUR_MS))
-        if found is not None and received <= found[0].read_received and not isinstance(value, str):
-            flag, tests = found[1].get(time_ms, _GOOD)
-        yield FlaggedPoint(sensor, time_ms, metric, value, flag, tests)
+    # Whether a verdict speaks of all the points that are there is seen in whole hours only.
+    first, last = (start - start % HOUR_MS, end + -end % HOUR_MS) if verdicts else (start, end)
+    points = store.points(query.sensor, start_ms=first, end_ms=last, metrics=metrics)
+    for hour, group in groupby(points, key=lambda point: point.time_ms // HOUR_MS):
+        found = verdicts.get(hour)
+        if found is None:
+            judged: dict[str, _Judged] = {}
+            rows: Iterable[Point] = group
+        else:
+            rows = list(group)
+            judged = _judged(found, rows)
+        for sensor, time_ms, metric, value, received in rows:
+            if not start <= time_ms < end:
+                continue
+            flag, tests = _NOT_EVALUATED
+            known = judged.get(metric)
+            if known is not None and received <= known.read_received and value.__class__ is not str:
+                flag, tests = known.bad.get(time_ms, known.other)
+            yield FlaggedPoint(sensor, time_ms, metric, value, flag, tests)
+
+
+def _judged(verdicts: Mapping[str, HourFlags], points: Iterable[Point]) -> dict[str, _Judged]:
+    """What the verdicts on one hour say of its points, which are all given."""
+    times = {metric: array("q") for metric in verdicts}
+    upto = {metric: verdict.read_received for metric, verdict in verdicts.items()}
+    for _, time_ms, metric, value, received in points:
+        if metric in upto and received <= upto[metric] and value.__class__ is not str:
+            times[metric].append(time_ms)
+    return {
+        metric: _Judged(
+            verdict.read_received,
+            {time_ms: (flag, tests) for time_ms, flag, tests in verdict.bad},
+            _GOOD if verdict.points in (None, fingerprint(times[metric].tobytes())) else _NOT_EVALUATED,
+        )
+        for metric, verdict in verdicts.items()
+    }

@@ -18,7 +18,6 @@ from fieldring.model import (
     MINUTE_MS,
     Arrivals,
     Batch,
-    Flag,
     HourFlags,
     Mark,
     Point,
@@ -27,6 +26,7 @@ from fieldring.model import (
 from fieldring.store._registry import BUCKETS, Registry, sensor_info
 from fieldring.store._ring import Ring
 from fieldring.store._rows import PartitionWriter, merge_rows, together
+from fieldring.store._verdicts import packed, unpacked
 from fieldring.store.marks import MarkMemo, marks_of, shard_of
 
 __all__ = ["CassandraStore"]
@@ -271,8 +271,10 @@ class CassandraStore:
         reads = ((sensor, period, after, before) for period in periods)
         for rows in self._ring.rows_of_many(_SELECT_FLAGS, reads):
             for metric, hour_ms, bad, rules_version, read_received, judged_us in rows:
-                verdicts = tuple((t, Flag(flag), tuple(tests or ())) for t, flag, tests in bad or ())
-                yield HourFlags(sensor, metric, hour_ms, verdicts, rules_version, read_received, judged_us)
+                listed, points = unpacked(bad or (), hour_ms=hour_ms)
+                yield HourFlags(
+                    sensor, metric, hour_ms, listed, rules_version, read_received, judged_us, points
+                )
 
     def write_flags(self, flags: Sequence[HourFlags]) -> None:
         now_ms = int(self._clock() * 1000)
@@ -288,7 +290,7 @@ class CassandraStore:
                     f.hour_ms // _PERIOD_MS,
                     f.hour_ms,
                     f.metric,
-                    [(t, int(flag), list(tests)) for t, flag, tests in f.bad],
+                    packed(f),
                     f.rules_version,
                     f.read_received,
                     f.judged_us,

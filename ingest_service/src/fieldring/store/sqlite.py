@@ -19,12 +19,12 @@ from fieldring.model import (
     MINUTE_MS,
     Arrivals,
     Batch,
-    Flag,
     HourFlags,
     Mark,
     Point,
     SensorInfo,
 )
+from fieldring.store._verdicts import packed, unpacked
 from fieldring.store.marks import MarkMemo, marks_of, shard_of
 
 __all__ = ["SqliteStore"]
@@ -222,8 +222,8 @@ class SqliteStore:
             [sensor, start_ms - HOUR_MS, end_ms],
         )
         for name, metric, hour_ms, bad, rules_version, read_received, judged_us in rows:
-            verdicts = tuple((t, Flag(flag), tuple(tests)) for t, flag, tests in json.loads(bad))
-            yield HourFlags(name, metric, hour_ms, verdicts, rules_version, read_received, judged_us)
+            listed, points = unpacked(json.loads(bad), hour_ms=hour_ms)
+            yield HourFlags(name, metric, hour_ms, listed, rules_version, read_received, judged_us, points)
 
     def write_flags(self, flags: Sequence[HourFlags]) -> None:
         with self._transaction() as db:
@@ -237,7 +237,7 @@ class SqliteStore:
                         f.sensor,
                         f.hour_ms,
                         f.metric,
-                        json.dumps(f.bad),
+                        json.dumps(packed(f)),
                         f.rules_version,
                         f.read_received,
                         f.judged_us,
