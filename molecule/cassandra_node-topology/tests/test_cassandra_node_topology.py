@@ -163,12 +163,8 @@ def test_node_whose_leaving_fails_is_told_again() -> None:
     """CN-315: it is neither in nor out, and says so; the same command goes on."""
     subject = {"members": ALL, "cassandra_node_subject": SPARE}
     # Some MiB that cannot be compressed, beside what the traffic writes.
-    RING.cql(
-        *(
-            f"INSERT INTO fieldring.ring_traffic (id, value) VALUES ({-number}, '{b64encode(os.urandom(16384)).decode()}')"
-            for number in range(1, 1001)
-        )
-    )
+    insert = "INSERT INTO fieldring.ring_traffic (id, value) VALUES (%d, '%s')"
+    RING.cql(*(insert % (-n, b64encode(os.urandom(16384)).decode()) for n in range(1, 1001)))
     # Mib/s, for single partitions and for whole SSTables.
     slow, fast = (f"nodetool setstreamthroughput {n} && nodetool setstreamthroughput -e {n}" for n in (1, 24))
     node(SPARE).check_output(f"nodetool flush && {slow}")
