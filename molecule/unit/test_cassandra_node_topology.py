@@ -64,6 +64,7 @@ def view(members: list[dict[str, Any]], *, down: tuple[str, ...] = (), **other: 
         "mode": "NORMAL",
         "live": [p["address"] for p in members if p["name"] not in down],
         "tokens_of": {p["address"]: [1] for p in members},
+        "joining": [],
         "leaving": [],
         **other,
     }
@@ -150,6 +151,17 @@ class TestAdd:
             views=views,
         )
         assert cases(verdict) == {"ring4": "start"}
+
+    def test_interrupted_and_not_forgotten_yet(self) -> None:
+        """The others still hold the tokens that it was going to have; what it has streamed is not all."""
+        seen = {p["name"]: view([*RING, NEW], down=("ring4",), joining=[NEW["address"]]) for p in RING}
+        verdict = judge(
+            "add",
+            peers=[*RING, NEW],
+            states={"ring4": state(active=False, joining={"how": "bootstrap"})},
+            views=seen,
+        )
+        assert cases(verdict) == {"ring4": "clean"}
 
     def test_on_record_and_stopped_is_never_wiped(self) -> None:
         """Also where no running node tells that it is a member."""

@@ -140,8 +140,14 @@ class Ring:
         return {name: marker for name, marker in found.items() if marker}
 
     def is_member(self, address: str) -> bool:
-        """Whether some running node holds that address for the owner of tokens."""
-        return any(_among(address, view["tokens_of"]) for view in self.views.values())
+        """Whether some running node holds that address for the owner of tokens.
+
+        Cassandra lists the tokens of a node that joins with them, until it is forgotten, also when it died.
+        """
+        return any(
+            _among(address, view["tokens_of"]) and not _among(address, view["joining"])
+            for view in self.views.values()
+        )
 
     def is_up(self, address: str) -> bool:
         """Whether some other running node calls that address up."""
