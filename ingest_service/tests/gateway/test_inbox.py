@@ -327,6 +327,22 @@ def test_refused_message(
     assert count("dead_letters_total", reason=reason) == 1
 
 
+def test_pack_that_would_take_too_much_memory(
+    inbox: Inbox, spool: Memory, letters: Callable[[], list[dict[str, Any]]]
+) -> None:
+    """CBOR's smallest records take two hundred times their bytes; as many bytes of a text do not."""
+    empty_maps = b"\x9a" + (400_000).to_bytes(4, "big") + b"\xa0" * 400_000
+    (verdict,) = inbox.take([Message("sensors/a/senml", empty_maps)])
+    assert verdict.reason == "payload"
+    assert "400005 bytes of SenML in CBOR, at most 335544: send less at once" in verdict.detail
+    assert [letter["topic"] for letter in letters()] == ["sensors/a/senml"]
+    assert spool.records == []
+    text = json.dumps([{"n": "a:note", "vs": "x" * 60_000, "t": float(n)} for n in range(15)]).encode()
+    assert len(text) > 900_000
+    (verdict,) = inbox.take([Message("sensors/a/senml", text)])
+    assert verdict == ("", "")
+
+
 def test_one_bad_line(inbox: Inbox, spool: Memory, letters: Callable[[], list[dict[str, Any]]]) -> None:
     """A line that is not understood is named; the others of the message are taken."""
     inbox.take([Message("sensors/a/lp", b"no2,sensor=a value=1 1000000\nno2,sensor=a value=x 2000000")])

@@ -35,6 +35,9 @@ _STAMPED_SENSORS = 10_000
 _BLOCK_MAX_BYTES = 1_048_576
 """Larger ones are sent in parts: an ingest host would answer 413 to what was acknowledged here."""
 
+_DECODED_MAX_BYTES = 67_108_864
+"""What one message may take while it is decoded: as 1 MiB of SenML in JSON does, or 327 KiB in CBOR."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -244,7 +247,12 @@ class Inbox:
         try:
             if kind == "senml":
                 media = "json" if payload.lstrip()[:1] in (b"[", b"{", b"") else "cbor"
-                decoded = senml.decode(payload, content_type=f"application/senml+{media}", now_ms=now_ms)
+                content_type = f"application/senml+{media}"
+                limit = _DECODED_MAX_BYTES // senml.decoded_factor(content_type)
+                if len(payload) > limit:
+                    found = f"{len(payload)} bytes of SenML in {media.upper()}, at most {limit}"
+                    raise _Refused("payload", f"{found}: send less at once")
+                decoded = senml.decode(payload, content_type=content_type, now_ms=now_ms)
             elif kind == "lp":
                 decoded = line_protocol.decode(
                     payload, precision="ns", now_ms=now_ms, series_tags=self._series_tags
