@@ -116,7 +116,7 @@ def test_killed_node_with_a_lost_disk_is_replaced() -> None:
         # On record, and it fails in its repair: what it holds by then stays.
         with RING.interrupted("replace_cassandra_node.yml", **subject) as runs:
             wait(
-                lambda: runs() and RING.record()[SECOND]["host_id"] != before["host_id"],
+                lambda: runs() and '"joined": true' in host.run("cat /etc/cassandra/joining.json").stdout,
                 seconds=600,
                 what="it is on record",
             )
