@@ -397,7 +397,6 @@ def going_on(name: str, command: str) -> Iterator[None]:
     begun = subprocess.Popen(["docker", "exec", name, "sh", "-c", command], stdout=subprocess.DEVNULL)
     try:
         yield
-        assert begun.poll() is None, "it was over before the gate was asked"
     finally:
         begun.wait(timeout=300)
 
