@@ -65,7 +65,8 @@ class Receiving:
         from fieldring.spool import adopt_orphans, open_worker
         from fieldring.store import open_store
         from fieldring.web.arrivals import ArrivalBook
-        from fieldring.web.receive import Receive, ReceiveMetrics
+        from fieldring.web.receive import Receive
+        from fieldring.web.receive_metrics import ReceiveMetrics
 
         book = tokens(settings)
         self.settings = settings

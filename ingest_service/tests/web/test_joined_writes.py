@@ -89,13 +89,13 @@ def test_who_sends_junk_is_decoded_one_by_one_for_a_while(
 ) -> None:
     """What is slow to decode is not decoded twice each time; others go on together."""
     asked: list[int] = []
-    usual = service.receive._as_one
+    usual = service.receive._commits._as_one
 
     def noted(works: list[Any], body: bytes) -> Batch | None:
         asked.append(len(works))
         return usual(works, body)
 
-    monkeypatch.setattr(service.receive, "_as_one", noted)
+    monkeypatch.setattr(service.receive._commits, "_as_one", noted)
     for _ in range(3):
         assert [a.status for a in together(service, line("a", 1), b"no2,sensor=a value=x 1")] == [204, 400]
     assert asked == [2]
@@ -104,7 +104,7 @@ def test_who_sends_junk_is_decoded_one_by_one_for_a_while(
         204,
     ]
     assert asked == [2, 2]
-    service.receive._apart.clear()
+    service.receive._commits._apart.clear()
     together(service, line("a", 1), line("b", 1))
     assert asked == [2, 2, 2]
 
@@ -190,7 +190,7 @@ def test_a_defect_leaves_nobody_without_an_answer(service: Service, monkeypatch:
         service.store.up = up
         one_by_one(service, line("a", 0, T - 1))
         with monkeypatch.context() as patch:
-            patch.setattr(service.receive, "_record", broken)
+            patch.setattr(service.receive._commits, "_record", broken)
             answers = together(service, line("a", 1), line("a", 2, T + 1))
             assert {answer.status for answer in answers} == {500}
         assert [answer.status for answer in together(service, line("a", 3), line("b", 4))] == [204, 204]
@@ -291,7 +291,7 @@ def test_any_bodies_are_answered_as_alone(pair: tuple[Service, Service], bodies:
     example = f"sensor={next(_examples)}".encode()
     bodies = [body.replace(b"sensor=", example) for body in bodies]
     # An example that could not be joined must not keep the next one from being tried.
-    joined.receive._apart.clear()
+    joined.receive._commits._apart.clear()
     mine, theirs = together(joined, *bodies), one_by_one(alone, *bodies)
     assert [(a.status, a.headers, a.body) for a in mine] == [(a.status, a.headers, a.body) for a in theirs]
     for sensor in {info.sensor for service in pair for info in service.store.sensors()}:

@@ -1,89 +1,60 @@
 """``receive``: everything that writes, as one ASGI application.
 
-The event loop moves bytes; decoding and the durable commit run in a thread pool, where commits that meet
-share one fsync. Only the smallest bodies are decoded on the loop: that takes less than handing the
-interpreter from thread to thread. A client that stalls costs a coroutine, never a thread.
+The event loop moves bytes, and ``commits`` takes bodies that are whole. A client that stalls costs a
+coroutine, never a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from prometheus_client import Counter, Gauge
 
-from fieldring.accept import SPOOLED, STORED, Accepted, Acceptor
+from fieldring.accept import SPOOLED, STORED, Acceptor
 from fieldring.errors import (
     CorruptionError,
     Forbidden,
     InvalidRequest,
-    LineError,
     Overloaded,
     RequestTimeout,
-    SpoolFull,
     TooLarge,
     Unavailable,
 )
 from fieldring.http.asgi import refuse_upgrade
-from fieldring.http.errors import RefusedLines
 from fieldring.http.limits import ByteBudget, Places, Reservation, unpack, unpack_snappy
 from fieldring.http.quota import Quotas
 from fieldring.http.tokens import Identity, TokenBook, presented_token
-from fieldring.model import Batch, PackedBatch
 from fieldring.settings import Settings
 from fieldring.web.arrivals import ArrivalBook
+from fieldring.web.commits import DECODED_FACTOR, PIECE_BYTES, TOGETHER_BYTES, Commits, Decode, Outcome, Work
 from fieldring.web.probes import (
     JSON,
     Answer,
     Answered,
     Check,
     GoneError,
-    Metrics,
     Probes,
     Request,
     error_to_answer,
     query_of,
 )
+from fieldring.web.receive_metrics import ReceiveMetrics
 from fieldring.wire import Decoded, block, line_protocol, remote_write, senml, sensor_community
 
-__all__ = ["TOGETHER_BYTES", "WHOLE_WRITES", "Receive", "ReceiveMetrics", "Source", "parse_source"]
-
-PIECE_BYTES = 524_288
-"""Line protocol is decoded and committed in pieces, so that a large body does not become a large heap."""
-
-DECODED_FACTOR = 30
-"""Memory that a decoded body and its block take, as a multiple of its bytes: measured 7 (few sensors, many
-fields) to 29 (each line another sensor); only bodies of nothing but names and junk take more."""
+__all__ = ["TOGETHER_BYTES", "WHOLE_WRITES", "Receive", "Source", "parse_source"]
 
 DEVICE_POINTS_PER_SECOND = 10.0
 """What a sensor.community device without credentials may write: a hundred times what the firmware sends."""
 
-TOGETHER_BYTES = 65_536
-"""Bodies up to this size that are complete at the same time are committed by one thread, with one wait."""
-
 WHOLE_WRITES = {"/write": 204, "/api/v2/write": 202}
 """Paths of ``write_whole``, and how they answer what is spooled: v1 clients take 202 for an error."""
-
-_JOINED_ON_LOOP_BYTES = 131_072
-"""Bodies that come together to this size are decoded as one on the event loop: about a millisecond."""
-
-_ON_LOOP_BYTES = 8_192
-"""Bodies up to this size are decoded there one by one: some 0.1 ms, a few ms for nothing but junk."""
-
-_APART_S = 1.0
-"""How long no bodies of a token are decoded as one after that was in vain: junk is decoded slowly."""
-
-_TOGETHER_MAX = 64
-
-_log = logging.getLogger(__name__)
 
 _MAX_EPOCH = (1 << 63) - 1
 _INFLUX_VERSION = "1.8.10-fieldring"
@@ -100,60 +71,7 @@ class Source:
 
 
 @dataclass(slots=True)
-class _Outcome(RefusedLines):
-    """What became of one request, piece by piece."""
-
-    kept: bool = False
-    """Whether there is a point that a promise can be made for."""
-    collapsed: int = 0
-    spooled: bool = False
-    forbidden: int = 0
-
-    @property
-    def durability(self) -> str:
-        return SPOOLED if self.spooled else STORED
-
-
-_Decode = Callable[[bytes, int], Iterator[Decoded]]
-"""Of a body, and of the time in ms for what has none."""
-
-
-@dataclass(slots=True)
-class _Work:
-    """One request on its way to its outcome."""
-
-    identity: Identity
-    parts: list[bytes]
-    encoding: str
-    decode: _Decode
-    now_ms: int
-    """When its body was here whole: the time of what has none."""
-    piece_bytes: int | None
-    reservation: Reservation
-    done: Callable[[_Work], None]
-    """Called on the event loop with this work when its outcome or its error is known."""
-    unpack: Callable[..., bytes] = unpack
-    heap_factor: int = DECODED_FACTOR
-    outcome: _Outcome = field(default_factory=_Outcome)
-    error: Exception | None = None
-    batches: list[Batch] | None = None
-    """What is to be kept, once it is decoded."""
-    precision: str = ""
-    """Of lines that may be decoded as one with those of other requests."""
-    by_line: bool = False
-    """Whether rows are named also where the token may write none of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Joined:
-    """Requests of which each line is a row, decoded as one body."""
-
-    works: list[_Work]
-    batch: Batch
-
-
-@dataclass(slots=True)
-class _WholeWrite(_Work):
+class _WholeWrite(Work):
     """One that ``write_whole`` was handed."""
 
     path: str = ""
@@ -161,48 +79,13 @@ class _WholeWrite(_Work):
     answered: Answered = lambda _: None
 
 
-def _settle(outcome: asyncio.Future[_Outcome], work: _Work) -> None:
+def _settle(outcome: asyncio.Future[Outcome], work: Work) -> None:
     if outcome.done():  # its request was cancelled
         return
     if work.error is not None:
         outcome.set_exception(work.error)
     else:
         outcome.set_result(work.outcome)
-
-
-class ReceiveMetrics(Metrics):
-    """Counters of one ``receive`` process."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.points = Counter(
-            "fieldring_points", "Points acknowledged, by durability", ["durability"], registry=self.registry
-        )
-        self.refused = Counter(
-            "fieldring_lines_refused",
-            "Lines or records refused, by reason",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.collapsed = Counter(
-            "fieldring_points_collapsed",
-            "Points that a later line of a request replaced",
-            registry=self.registry,
-        )
-        self.left_out = Counter(
-            "fieldring_points_left_out",
-            "Values that are no measurement (stale markers, NaN, infinities, native histograms), by reason",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.gateway_seq = Gauge(
-            "fieldring_gateway_last_sequence", "Last block of a gateway", ["gateway"], registry=self.registry
-        )
-        self.points_by = {durability: self.points.labels(durability) for durability in (STORED, SPOOLED)}
-        for reason in ("malformed", "ambiguous", "retention", "forbidden"):
-            self.refused.labels(reason)
-        for reason in ("stale", "nan", "infinite", "histogram", "not_finite"):
-            self.left_out.labels(reason)
 
 
 class Receive(Probes):
@@ -234,7 +117,7 @@ class Receive(Probes):
         )
         self._quotas = Quotas()
         self._requests = Places(settings.receive_requests_max, full="too many requests are being worked on")
-        self._commits = Places(
+        self._waiting = Places(
             settings.receive_threads + settings.receive_queue_max, full="too many requests wait to be stored"
         )
         self.metrics.gauge(
@@ -243,17 +126,20 @@ class Receive(Probes):
         self.metrics.gauge(
             "fieldring_commits_under_way",
             "Writes being stored or waiting for it",
-            lambda: self._commits.taken,
+            lambda: self._waiting.taken,
         )
         self._devices = frozenset(settings.sensor_community_devices)
         self._executor = ThreadPoolExecutor(settings.receive_threads, thread_name_prefix="commit")
-        self._gathered: list[_Work] = []
-        # By token: until when its writes are decoded one by one.
-        self._apart: dict[str, float] = {}
+        self._commits = Commits(
+            acceptor,
+            quotas=self._quotas,
+            budget=self._budget,
+            counters=self._counters,
+            executor=self._executor,
+            unpacked_max_bytes=settings.body_unpacked_max_bytes,
+        )
         self.whole_writes = {path.encode(): path for path in WHOLE_WRITES}
         self.whole_writes_max_bytes = min(TOGETHER_BYTES, settings.body_max_bytes)
-        self._flush_due = False
-        self._spooling = False
         self.routes |= {
             "/write": {"POST": self._write_v1},
             "/api/v2/write": {"POST": self._write_v2},
@@ -379,7 +265,7 @@ class Receive(Probes):
     async def _write(
         self,
         request: Request,
-        decode: _Decode,
+        decode: Decode,
         *,
         spooled_status: int,
         piece_bytes: int | None = None,
@@ -399,8 +285,8 @@ class Receive(Probes):
         with self._requests, self._budget.reserve() as reservation:
             parts = await self._body(request, reservation)
             loop = asyncio.get_running_loop()
-            outcome: asyncio.Future[_Outcome] = loop.create_future()
-            work = _Work(
+            outcome: asyncio.Future[Outcome] = loop.create_future()
+            work = Work(
                 identity,
                 parts,
                 encoding,
@@ -413,12 +299,12 @@ class Receive(Probes):
                 heap_factor=heap_factor,
                 by_line=by_line,
             )
-            with self._commits:
+            with self._waiting:
                 # What has to be unpacked may turn out to be large.
                 if reservation.size <= TOGETHER_BYTES and not encoding and unpacked is unpack:
-                    self._gather(work, loop)
+                    self._commits.gather(work, loop)
                 else:
-                    self._executor.submit(self._commit_alone, work, loop)
+                    self._commits.alone(work, loop)
                 return self._answer_to(await outcome, spooled_status=spooled_status)
 
     def write_whole(
@@ -461,27 +347,27 @@ class Receive(Probes):
             self._settle_whole,
         )
         work.precision, work.path, work.started, work.answered = precision, path, started, answered
-        self._gather(work, loop)
+        self._commits.gather(work, loop)
 
     def _places_for(self, size: int) -> Reservation:
         """A place among the requests and one among the commits, and ``size`` bytes; all of them or none."""
         reservation = self._budget.reserve()
         self._requests.take()
         try:
-            self._commits.take()
+            self._waiting.take()
             try:
                 reservation.take(size)
             except BaseException:
-                self._commits.give_back()
+                self._waiting.give_back()
                 raise
         except BaseException:
             self._requests.give_back()
             raise
         return reservation
 
-    def _settle_whole(self, work: _Work) -> None:
+    def _settle_whole(self, work: Work) -> None:
         assert isinstance(work, _WholeWrite)
-        self._commits.give_back()
+        self._waiting.give_back()
         self._requests.give_back()
         work.reservation.release()
         path = work.path
@@ -494,48 +380,6 @@ class Receive(Probes):
     def _answer_whole(self, path: str, started: float, answered: Answered, made: Answer) -> None:
         self.note_answer("POST", path, made.status, time.perf_counter() - started)
         answered(made)
-
-    def _gather(self, work: _Work, loop: asyncio.AbstractEventLoop) -> None:
-        self._gathered.append(work)
-        if not self._flush_due:
-            self._flush_due = True
-            loop.call_soon(self._flush, loop)
-
-    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand what was gathered in this turn of the loop to one thread.
-
-        While the store fails there is nothing to wait for but the spool's fsync, so one group is under way
-        at a time, and what comes meanwhile is the next one. Whoever tries the store again waits alone.
-        """
-        self._flush_due = False
-        failing = self._acceptor.store_failing
-        if failing and self._gathered and self._acceptor.probe_due:
-            self._executor.submit(self._commit_alone, self._gathered.pop(0), loop)
-        if not self._gathered or (failing and self._spooling):
-            return
-        group, self._gathered = self._gathered[:_TOGETHER_MAX], self._gathered[_TOGETHER_MAX:]
-        self._spooling = failing
-        joined: list[_Joined] | None = None
-        if sum([work.reservation.size for work in group]) <= _JOINED_ON_LOOP_BYTES:
-            joined = self._decode_together(group)
-            for work in group:
-                if work.parts and len(work.parts[0]) <= _ON_LOOP_BYTES:
-                    self._decode_whole(work)
-        self._executor.submit(self._commit_together, group, joined, loop, failing)
-        if self._gathered and not failing:
-            self._flush(loop)
-
-    def _deliver(self, group: list[_Work], loop: asyncio.AbstractEventLoop, spooling: bool) -> None:
-        if spooling:
-            self._spooling = False
-            if self._gathered and not self._flush_due:
-                self._flush_due = True
-                loop.call_soon(self._flush, loop)
-        for work in group:
-            try:
-                work.done(work)
-            except Exception:  # noqa: BLE001 - the others have to hear of theirs
-                _log.exception("an answer could not be given")
 
     async def _body(self, request: Request, reservation: Reservation) -> list[bytes]:
         """The body in the parts in which it arrived, within the limits.
@@ -572,230 +416,8 @@ class Receive(Probes):
         except TimeoutError:
             raise RequestTimeout(f"no part of the body came for {patience} s") from None
 
-    def _commit_alone(self, work: _Work, loop: asyncio.AbstractEventLoop) -> None:
-        """Runs in a thread: unpack, decode, keep, piece by piece."""
-        self._keep(work)
-        loop.call_soon_threadsafe(self._deliver, [work], loop, False)
-
-    def _keep(self, work: _Work) -> None:
-        try:
-            for batch in self._batches(work):
-                self._record([work], self._acceptor.accept(batch))
-            if work.error is None:
-                self._conclude(work)
-        except Exception as error:  # noqa: BLE001 - raised again where the request waits
-            work.error = error
-
-    def _commit_together(
-        self,
-        group: list[_Work],
-        joined: list[_Joined] | None,
-        loop: asyncio.AbstractEventLoop,
-        spooling: bool,
-    ) -> None:
-        """Runs in a thread: as above, for requests of one piece each, with one wait for all.
-
-        ``joined``: what ``_decode_together`` made of them, if it has been asked.
-        """
-        try:
-            self._keep_together(group, self._decode_together(group) if joined is None else joined)
-        except Exception as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
-            for work in group:
-                work.error = work.error or error
-        loop.call_soon_threadsafe(self._deliver, group, loop, spooling)
-
-    def _keep_together(self, group: list[_Work], joined: list[_Joined]) -> None:
-        for work in group:
-            self._decode_whole(work)
-        kept = [(each.works, each.batch) for each in joined]
-        kept += [([work], batch) for work in group for batch in work.batches or ()]
-        try:
-            results = self._acceptor.accept_together([batch for _, batch in kept])
-        except Exception as error:  # noqa: BLE001 - as above
-            results = [error] * len(kept)
-        again: list[_Work] = []
-        for (works, _), result in zip(kept, results, strict=True):
-            if isinstance(result, SpoolFull) or (isinstance(result, Exception) and len(works) == 1):
-                for work in works:
-                    work.error = work.error or result
-            elif isinstance(result, Exception) or (result.errors and len(works) > 1):
-                again += works  # what one is refused for, or fails at, is its own matter
-            else:
-                self._record(works, result)
-        for work in again:
-            work.batches = None
-            self._keep(work)
-        for work in group:
-            try:
-                if work.error is None:
-                    self._conclude(work)
-            except Exception as error:  # noqa: BLE001 - as above
-                work.error = error
-
-    def _decode_together(self, group: list[_Work]) -> list[_Joined]:
-        """Decode as many of ``group`` as can be one body; these have no ``batches`` of their own then."""
-        alike: dict[tuple[int, str], list[_Work]] = {}
-        joined: list[_Joined] = []
-        for work in group:
-            # A quota is charged by the request.
-            if work.precision and work.batches is None and not work.identity.points_per_second:
-                alike.setdefault((id(work.identity), work.precision), []).append(work)
-        for works in alike.values():
-            while len(works) > 1:
-                count = size = 0
-                # One byte more each, for the line end between them.
-                while count < len(works) and (size := size + len(works[count].parts[0]) + 1) <= PIECE_BYTES:
-                    count += 1
-                some, works = works[:count], works[count:]
-                if count > 1 and (batch := self._join(some)) is not None:
-                    joined.append(_Joined(some, batch))
-                    for work in some:
-                        work.batches = []
-        return joined
-
-    def _join(self, works: list[_Work]) -> Batch | None:
-        """The rows of these bodies as of one; None where one of them may need an answer of its own.
-
-        That is where a line is no row, where lines of two meet on one key or tell another attribute of one
-        sensor, and where they came at different times and have none of their own.
-        """
-        identity = works[0].identity
-        now = time.monotonic()
-        if now < self._apart.get(identity.id, 0.0):
-            return None
-        body = b"\n".join([work.parts[0].removesuffix(b"\n") for work in works])
-        if b'"' in body or b"\\" in body:
-            return None  # what one leaves open would go on in the next
-        batch = self._as_one(works, body)
-        if batch is None:
-            self._apart[identity.id] = now + _APART_S
-        return batch
-
-    def _as_one(self, works: list[_Work], body: bytes) -> Batch | None:
-        lines = body.count(b"\n") + 1
-        if body.count(b"=") < lines or body.count(b" ") < lines:
-            return None  # a row has at least one of each
-        reservation = works[0].reservation
-        heap = DECODED_FACTOR * len(body)
-        try:
-            reservation.take(heap)
-        except (Unavailable, TooLarge):
-            return None
-        now_ms = works[0].now_ms
-        (decoded,) = works[0].decode(body, now_ms)
-        batch = decoded.batch
-        identity = works[0].identity
-        if (
-            decoded.errors
-            or decoded.attributes_differ
-            or batch.collapsed
-            or len(batch) != lines
-            or not (identity.sees_all or all(map(identity.allows, batch.names)))
-            or not self._acceptor.keeps_whole(batch)
-            # Rows that are arrays have times of their own.
-            or (
-                any([work.now_ms != now_ms for work in works])  # noqa: C419 - a list is faster
-                and not isinstance(batch, PackedBatch)
-                and now_ms in batch.times_ms
-            )
-        ):
-            reservation.give_back(heap)
-            return None
-        return batch
-
-    def _decode_whole(self, work: _Work) -> None:
-        """Fill ``batches``, once; what was decoded before an error stands too."""
-        if work.batches is not None:
-            return
-        batches: list[Batch] = []
-        try:
-            batches.extend(self._batches(work))
-        except Exception as error:  # noqa: BLE001 - raised again where the request waits
-            work.error = error
-        work.batches = batches
-
-    def _batches(self, work: _Work) -> Iterator[Batch]:
-        """What is to be kept of a request, piece by piece."""
-        if work.batches is not None:
-            yield from work.batches
-            return
-        for decoded in self._decoded(work):
-            batch = self._admit(work, decoded)
-            if len(batch):
-                yield batch
-
-    def _decoded(self, work: _Work) -> Iterator[Decoded]:
-        parts = work.parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
-        # Once for the whole request: one that is larger than its burst must get through at last.
-        self._quotas.check(work.identity)
-        if work.encoding or work.unpack is not unpack:
-            body = work.unpack(
-                body,
-                encoding=work.encoding,
-                max_bytes=self._settings.body_unpacked_max_bytes,
-                reservation=work.reservation,
-            )
-        heap = work.heap_factor * min(len(body), work.piece_bytes or len(body))
-        if len(body) + heap > self._budget.total:
-            raise TooLarge(f"a body of {len(body)} bytes in this format is too large: send it in parts")
-        work.reservation.take(heap)
-        return work.decode(body, work.now_ms)
-
     @staticmethod
-    def _conclude(work: _Work) -> None:
-        outcome = work.outcome
-        if work.by_line:
-            return
-        if outcome.forbidden and outcome.forbidden == outcome.refused and not outcome.kept:
-            raise Forbidden(f"token {work.identity.id!r} may not write: {outcome.errors[0].reason}")
-
-    def _admit(self, work: _Work, decoded: Decoded) -> Batch:
-        """The rows that the token may write; everything else is counted and noted."""
-        identity, outcome, batch = work.identity, work.outcome, decoded.batch
-        refused = self._counters.refused
-        ambiguous = sum(error.reason.startswith("ambiguous") for error in decoded.errors)
-        if decoded.errors:
-            refused.labels("ambiguous").inc(ambiguous)
-            refused.labels("malformed").inc(len(decoded.errors) - ambiguous + decoded.more_errors)
-            outcome.refuse(decoded.errors, more=decoded.more_errors)
-        for reason, count in decoded.left_out.items():
-            self._counters.left_out.labels(reason).inc(count)
-        if not identity.sees_all:
-            known = {sensor: identity.allows(sensor) for sensor in batch.names}
-            if not all(known.values()):
-                forbidden = [
-                    LineError(line, f"the token is not for sensor {sensor!r}")
-                    for sensor, line in zip(batch.sensors, batch.lines, strict=True)
-                    if not known[sensor]
-                ]
-                outcome.refuse(forbidden)
-                outcome.forbidden += len(forbidden)
-                refused.labels("forbidden").inc(len(forbidden))
-                batch = batch.select([i for i, sensor in enumerate(batch.sensors) if known[sensor]])
-        if identity.points_per_second:
-            self._quotas.charge(identity, batch.points)
-        return batch
-
-    def _record(self, works: Sequence[_Work], accepted: Accepted) -> None:
-        """Note what became of a batch with rows of each of these requests."""
-        receipt = accepted.receipt
-        self._counters.points_by[receipt.durability].inc(receipt.points)
-        spooled = receipt.durability == SPOOLED
-        for work in works:
-            outcome = work.outcome
-            outcome.kept |= receipt.points > 0
-            outcome.spooled |= spooled
-        if accepted.errors or receipt.collapsed:
-            (work,) = works  # they would not have been joined
-            work.outcome.refuse(accepted.errors)
-            work.outcome.collapsed += receipt.collapsed
-            self._counters.refused.labels("retention").inc(len(accepted.errors))
-            self._counters.collapsed.inc(receipt.collapsed)
-
-    @staticmethod
-    def _answer_to(outcome: _Outcome, *, spooled_status: int) -> Answer:
+    def _answer_to(outcome: Outcome, *, spooled_status: int) -> Answer:
         if outcome.kept and not outcome.collapsed and not outcome.errors:
             return _PLAIN[outcome.spooled, spooled_status]
         headers: list[tuple[bytes, bytes]] = []
