@@ -43,7 +43,7 @@ _FIELDS: dict[str, dict[str, tuple[type, bool, str]]] = {
         "description": (str, False, "one sentence for people"),
     },
 }
-_KINDS = {str: "a text", dict: "a mapping", list: "a list"}
+_KINDS: dict[type, str] = {str: "a text", dict: "a mapping", list: "a list"}
 
 
 @dataclass(frozen=True, order=True)

@@ -16,6 +16,7 @@ from typing import Any
 _spec = importlib.util.spec_from_file_location(
     "cassandra_node_gate", Path(__file__).with_name("cassandra_node_gate.py")
 )
+assert _spec is not None and _spec.loader is not None
 _gate = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_gate)
 normal_address = _gate.normal_address
@@ -731,7 +732,8 @@ def peers_with_subject(peers: list[Peer], record: dict[str, Any], subject: str) 
 
 def marker(subject: dict[str, Any], *, joined: bool = False) -> dict[str, Any]:
     """What is kept on a host until its join is finished; `joined` as soon as it is on record."""
-    kept = {key: subject[key] for key in ("how", "replaces", "tokens", "predecessor") if key in subject}
+    names = ("how", "replaces", "tokens", "predecessor")
+    kept: dict[str, Any] = {name: subject[name] for name in names if name in subject}
     return {**kept, "joined": True} if joined else kept
 
 

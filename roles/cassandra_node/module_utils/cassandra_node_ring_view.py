@@ -52,7 +52,7 @@ QUERY_REPAIRS = "SELECT keyspace_name, status, duration_millis, completed FROM s
 QUERY_POOLS = "SELECT name, active_tasks, pending_tasks FROM system_views.thread_pools"
 
 
-class SilentNodeError(ViewError):
+class SilentNodeError(ViewError):  # type: ignore[misc]  # by Ansible's path of modules
     """Why a node says nothing: `stopped`, `silent` (no JMX) or `hung`; one that speaks may be `drained`."""
 
     def __init__(self, kind: str, text: str) -> None:

@@ -14,7 +14,7 @@ try:
 
     DRIVER = True
     # What a node refuses is raised as the message itself where the driver has no name of its own for it.
-    DRIVER_ERRORS = (DriverException, ErrorMessage, NoHostAvailable, OSError)
+    DRIVER_ERRORS: tuple[type[BaseException], ...] = (DriverException, ErrorMessage, NoHostAvailable, OSError)
 except ImportError:
     DRIVER = False
     DRIVER_ERRORS = (OSError,)

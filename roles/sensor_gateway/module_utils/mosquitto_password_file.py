@@ -20,11 +20,11 @@ _HASH_BYTES = 64
 _LINE = re.compile(r"([^:]+):\$7\$([1-9][0-9]{0,6})\$([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+)")
 
 
-def _derive(password, salt, iterations):
+def _derive(password: str, salt: bytes, iterations: int) -> bytes:
     return hashlib.pbkdf2_hmac("sha512", password.encode("utf-8"), salt, iterations, _HASH_BYTES)
 
 
-def hashed(name, password, salt=None):
+def hashed(name: str, password: str, salt: bytes | None = None) -> str:
     """The line of an account."""
     salt = os.urandom(_SALT_BYTES) if salt is None else salt
     digest = _derive(password, salt, ITERATIONS)
@@ -32,7 +32,7 @@ def hashed(name, password, salt=None):
     return f"{name}:$7${ITERATIONS}${salted}${derived}"
 
 
-def verifies(line, name, password):
+def verifies(line: str, name: str, password: str) -> bool:
     """Whether ``line`` lets ``name`` in with ``password``."""
     found = _LINE.fullmatch(line)
     if found is None or found.group(1) != name:
@@ -45,12 +45,12 @@ def verifies(line, name, password):
     return hmac.compare_digest(_derive(password, salt, int(found.group(2))), digest)
 
 
-def updated(text, accounts):
+def updated(text: str, accounts: dict[str, str]) -> tuple[str, list[str]]:
     """The file for exactly ``accounts`` (name to password), and the names whose access changed.
 
     The very text is returned where all is as it should be.
     """
-    lines = {}
+    lines: dict[str, str] = {}
     for line in text.splitlines():
         lines.setdefault(line.partition(":")[0], line)
     changed = sorted(set(lines) - set(accounts))
