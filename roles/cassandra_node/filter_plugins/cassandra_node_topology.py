@@ -16,7 +16,8 @@ from typing import Any
 _spec = importlib.util.spec_from_file_location(
     "cassandra_node_gate", Path(__file__).with_name("cassandra_node_gate.py")
 )
-assert _spec is not None and _spec.loader is not None
+assert _spec
+assert _spec.loader
 _gate = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_gate)
 normal_address = _gate.normal_address
