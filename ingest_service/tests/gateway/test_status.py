@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fieldring.gateway.metrics import Metrics
-from fieldring.gateway.overview import Inflow, page
+from fieldring.gateway.overview import page
 from fieldring.gateway.status import StatusServer
 
 
@@ -136,15 +136,3 @@ def test_page(server: StatusServer) -> None:
     assert status == 200
     assert "<h1>Gateway &lt;gw&gt;</h1>" in text
     assert "<tr><th>waiting<td>&lt;1&gt;" in text
-
-
-def test_hours_left() -> None:
-    """Room by inflow, over a window that moves on."""
-    inflow = Inflow()
-    assert inflow.hours_left(0, 0, 100) == float("inf")
-    for second in range(0, 1_000):
-        inflow.note(float(second), second * 10)
-    assert inflow.hours_left(1_000, 10_000, 36_000) == pytest.approx(1.0)
-    for second in range(1_000, 3_000):
-        inflow.note(float(second), 10_000)
-    assert inflow.hours_left(3_000, 10_000, 36_000) == float("inf")

@@ -20,12 +20,12 @@ from fieldring.gateway.http_in import HttpIn
 from fieldring.gateway.inbox import Inbox, Message, Verdict
 from fieldring.gateway.listener import Listener
 from fieldring.gateway.metrics import Metrics
-from fieldring.gateway.overview import Inflow, page
+from fieldring.gateway.overview import page
 from fieldring.gateway.sender import Sender
 from fieldring.gateway.status import StatusServer
 from fieldring.gateway.upstream import Upstreams
 from fieldring.settings import Settings, read_secret
-from fieldring.spool import Queue
+from fieldring.spool import Endurance, Queue
 
 __all__ = ["WORKER", "Forwarder", "run"]
 
@@ -46,7 +46,8 @@ class Forwarder:
         self._stop = threading.Event()
         self._name, self._listen_host = settings.gateway_name, settings.listen_host
         self._device_listener = settings.device_listener
-        self._inflow = Inflow()
+        self._endurance = Endurance()
+        self._hours_left = float("inf")
         self.metrics = metrics = Metrics()
         dead_letters = DeadLetters(
             Path(settings.dead_letter_dir), max_bytes=settings.dead_letter_max_bytes, metrics=metrics
@@ -163,7 +164,10 @@ class Forwarder:
 
     def _tick(self) -> None:
         self._upstreams.enforce_deadline()
-        self._inflow.note(time.monotonic(), self._queue.appended_bytes)
+        queue = self._queue
+        self._hours_left = self._endurance.hours(
+            queue.appended_bytes, room_bytes=queue.max_bytes - queue.pending_bytes
+        )
         if self._room is not None and not self._room.settled:
             try:
                 self._room.release()
@@ -186,17 +190,11 @@ class Forwarder:
         metrics.pending_blocks.set(queue.pending_records)
         metrics.oldest_age.set(queue.oldest_age_s(now=time.time()))
         metrics.dropped_blocks.set(queue.dropped_records)
-        metrics.hours_left.set(self._hours_left())
-
-    def _hours_left(self) -> float:
-        queue = self._queue
-        return self._inflow.hours_left(
-            time.monotonic(), queue.appended_bytes, queue.max_bytes - queue.pending_bytes
-        )
+        metrics.hours_left.set(self._hours_left)
 
     def _page(self) -> bytes:
         queue, devices = self._queue, self.devices
-        hours = self._hours_left()
+        hours = self._hours_left
         listeners = devices.ports if devices is not None else {}
         ready, _ = self._ready()
         return page(

@@ -3,33 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections import deque
 from collections.abc import Iterable, Mapping
 
-__all__ = ["Inflow", "page"]
-
-_STEP_SECONDS = 10.0
-_WINDOW_STEPS = 60
-
-
-class Inflow:
-    """How fast the spool fills, over the last ten minutes. Used by one thread."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque(maxlen=_WINDOW_STEPS)
-
-    def note(self, now: float, appended_bytes: int) -> None:
-        """Called often; keeps a sample every ten seconds."""
-        if not self._samples or now - self._samples[-1][0] >= _STEP_SECONDS:
-            self._samples.append((now, appended_bytes))
-
-    def hours_left(self, now: float, appended_bytes: int, room_bytes: int) -> float:
-        """How long the room lasts if nothing is sent; infinite while nothing comes in."""
-        if not self._samples:
-            return float("inf")
-        began, before = self._samples[0]
-        rate = (appended_bytes - before) / max(now - began, 1.0)
-        return max(0, room_bytes) / rate / 3600 if rate > 0 else float("inf")
+__all__ = ["page"]
 
 
 def page(title: str, sections: Mapping[str, Iterable[tuple[str, object]]]) -> bytes:
