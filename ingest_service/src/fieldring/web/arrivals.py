@@ -78,14 +78,13 @@ class ArrivalBook:
     def write(self) -> None:
         """Record what waits, unless the store failed a moment ago."""
         with self._lock:
-            if not self._waiting:
-                return
             tries_again = self._failing
             if tries_again:
                 now = self._monotonic()
-                if now < self._next_try:
+                if not self._waiting or now < self._next_try:
                     return
                 self._next_try = now + _TRY_S  # the others do not wait until this one knows
+        # Also where nothing waits any more: another one may be writing it.
         with self._turn:
             if tries_again or not self._failing:
                 self._write()
