@@ -392,6 +392,12 @@ class Repository:
         }
 
     def run(self, *arguments: str, input_text: str | None = None, timeout: int | None = None) -> str:
+        """What restic prints.
+
+        Raises:
+            ResticError: it failed, with its exit code and words.
+            BackupError: it gave no answer within `timeout` seconds.
+        """
         try:
             done = subprocess.run(
                 [
@@ -437,15 +443,18 @@ class Repository:
         return True
 
     def create(self) -> bool:
+        """Whether there was none and one was made."""
         if self.exists():
             return False
         self.run("init")
         return True
 
     def snapshots(self, tag: str) -> list[dict[str, Any]]:
+        """restic's own description of each snapshot with these tags (`a,b`: with both), oldest first."""
         return json.loads(self.run("--no-lock", "snapshots", "--json", "--tag", tag) or "[]") or []
 
     def save_folder(self, folder: Path, *, node: str, name: str, limit_kib: int) -> dict[str, Any]:
+        """restic's summary of what it has written, at `limit_kib` KiB/s at most (0: no limit)."""
         limit = ["--limit-upload", str(limit_kib)] if limit_kib else []
         printed = self.run(
             "backup", str(folder), "--host", node, "--tag", f"node,{name}", "--ignore-ctime", "--json", *limit
@@ -454,6 +463,7 @@ class Repository:
         return next(line for line in lines if line.get("message_type") == "summary")
 
     def save_ring_manifest(self, manifest: dict[str, Any], *, node: str) -> None:
+        """Write it, and read it back: it is what makes a backup a whole one."""
         name = manifest["backup"]
         text = json.dumps(manifest, sort_keys=True)
         self.run(
@@ -464,6 +474,7 @@ class Repository:
             raise BackupError(f"the ring manifest of {name} read back from {self.url} is another")
 
     def ring_manifest(self, name: str) -> dict[str, Any] | None:
+        """That of a backup; None where this repository has none of that name."""
         found = self.snapshots(f"ring,{name}")
         if not found:
             return None
@@ -501,11 +512,13 @@ class Repository:
         return sorted(gone)
 
     def restore(self, snapshot: str, target: Path, *, includes: list[str]) -> None:
+        """Bring those paths of a snapshot back below `target`."""
         arguments = [part for path in includes for part in ("--include", path)]
         self.run("restore", snapshot, "--target", str(target), *arguments)
 
 
 def nodetool(command: str, *arguments: str) -> str:
+    """What it prints; BackupError with its words where it fails."""
     done = subprocess.run([command, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise BackupError(f"nodetool {arguments[0]}: {(done.stderr or done.stdout).strip()[-600:]}")

@@ -29,6 +29,7 @@ def spellings(secrets: Iterable[str]) -> list[str]:
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:
+    """The text without private keys, these secrets however spelled, and what a name calls a secret."""
     text = PRIVATE_KEY.sub(MASK, text)
     for secret in spellings(secrets):
         text = text.replace(secret, MASK)
@@ -37,4 +38,5 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
 
 
 def leaks(text: str, secrets: Iterable[str]) -> bool:
+    """Whether a private key or one of these secrets, in any of its spellings, stands in the text."""
     return bool(PRIVATE_KEY.search(text)) or any(secret in text for secret in spellings(secrets))

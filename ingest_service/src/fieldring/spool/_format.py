@@ -102,6 +102,7 @@ def padded(length: int) -> int:
 
 
 def pack_header(header: Header) -> bytes:
+    """The ``HEADER_BYTES`` at the start of a segment (FORMAT.md, Segment)."""
     identity, number, first_seq, epoch, fresh = header
     body = _SEGMENT.pack(_SEGMENT_MAGIC, identity, number, first_seq, epoch, fresh, 0)
     return body + _CRC.pack(crc32c(body))
@@ -117,6 +118,7 @@ def unpack_header(data: bytes | memoryview) -> Header | None:
 
 
 def pack_cursor(cursor: Cursor) -> bytes:
+    """The cursor file (FORMAT.md, Cursor): 32 bytes, or 36 and 16 for each range in ``ahead``."""
     # Without ranges as version 1, which any version of ours reads.
     magic = _LANES_MAGIC if cursor.ahead else _CURSOR_MAGIC
     body = _CURSOR.pack(magic, cursor.identity, cursor.taken, cursor.epoch)
@@ -126,6 +128,7 @@ def pack_cursor(cursor: Cursor) -> bytes:
 
 
 def unpack_cursor(raw: bytes) -> Cursor | None:
+    """The cursor, or None if it is not a whole one of a version that is known."""
     body = raw[:-4]
     if len(body) < _CURSOR.size or _CRC.unpack(raw[-4:])[0] != crc32c(body):
         return None
@@ -148,6 +151,7 @@ def pack_record(
 
 
 def pack_gap(gap: Gap, *, epoch: int, seq: int, synced: int, time_ms: int) -> bytes:
+    """A record that stands for what was dropped or lost (FORMAT.md, Record)."""
     payload = _GAP.pack(*gap)
     return pack_record(
         payload, crc32c(payload), epoch=epoch, seq=seq, synced=synced, time_ms=time_ms, gap=True
