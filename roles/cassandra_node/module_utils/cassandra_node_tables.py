@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from ansible.module_utils.cassandra_node_backup import SYSTEM_KEYSPACES, repeatable, without_id
@@ -32,13 +33,17 @@ class Tables:
     def dropped(self) -> dict[str, dict[str, str]]:
         """{keyspace.table: {column: when it was dropped}}, spelt as the names of backups."""
         found: dict[str, dict[str, str]] = {}
+        # As a number: columns of Cassandra's own tables were dropped at a time that is no date.
         rows = self.execute(
-            "SELECT keyspace_name, table_name, column_name, dropped_time FROM system_schema.dropped_columns",
+            "SELECT keyspace_name, table_name, column_name, toUnixTimestamp(dropped_time) AS dropped_ms "
+            "FROM system_schema.dropped_columns",
             None,
         )
         for row in rows:
-            table = found.setdefault(f"{row.keyspace_name}.{row.table_name}", {})
-            table[row.column_name] = row.dropped_time.strftime("%Y%m%dT%H%M%SZ")
+            if row.keyspace_name not in SYSTEM_KEYSPACES:
+                table = found.setdefault(f"{row.keyspace_name}.{row.table_name}", {})
+                at = datetime.fromtimestamp(row.dropped_ms / 1000, UTC)
+                table[row.column_name] = at.strftime("%Y%m%dT%H%M%SZ")
         return found
 
     def keyspaces(self) -> list[str]:
