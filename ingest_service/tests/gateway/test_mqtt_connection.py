@@ -83,9 +83,11 @@ class Listener:
             connections_max=100,
         )
         self.port = 0
+        self.clients: list[Client] = []
 
     async def connect(self, name: str, **options: Any) -> Client:
         client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.clients.append(client)
         client.writer.write(connect(name, **options))
         return client
 
@@ -177,7 +179,13 @@ def play(tmp_path: Path, disk: Disk, metrics: Metrics) -> Callable[[Scenario], N
 
     async def whole(scenario: Scenario) -> None:
         async with listening(tmp_path, disk, metrics) as listener:
-            await scenario(listener)
+            try:
+                await scenario(listener)
+            finally:
+                # Not every Python closes what a scenario leaves open before its loop ends.
+                for client in listener.clients:
+                    client.vanish()
+                await asyncio.sleep(0.01)
 
     return lambda scenario: uvloop.run(whole(scenario))
 

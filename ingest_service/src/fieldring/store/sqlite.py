@@ -30,6 +30,7 @@ from fieldring.store.marks import MarkMemo, marks_of, shard_of
 __all__ = ["SqliteStore"]
 
 _SCHEMA_VERSION = 1
+_LOCKED_S = 5.0
 # `value` has no type on purpose: a REAL column would turn the text "12" into a number.
 _SCHEMA = """
 CREATE TABLE points (
@@ -95,7 +96,7 @@ class SqliteStore:
         self._closed = False
         try:
             self._writer = self._connect()
-            self._migrate()
+            self._patiently_migrate()
         except sqlite3.Error as error:
             raise ConfigurationError(
                 f"FIELDRING_SQLITE_PATH: cannot open {path} as a database: {error}"
@@ -326,9 +327,22 @@ class SqliteStore:
     # -- inside ------------------------------------------------------------------------------
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
+        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=_LOCKED_S)
         db.execute("PRAGMA synchronous = FULL")
         return db
+
+    def _patiently_migrate(self) -> None:
+        """SQLite waits for no other process while the journal of a new file is set up."""
+        deadline = time.monotonic() + _LOCKED_S
+        while True:
+            try:
+                return self._migrate()
+            except sqlite3.OperationalError as error:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
     def _migrate(self) -> None:
         self._writer.execute("PRAGMA journal_mode = WAL")
