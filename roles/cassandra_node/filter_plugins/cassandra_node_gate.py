@@ -495,7 +495,8 @@ def _judge_work(
         if view["repairs"]:
             reasons.add(
                 "CN-213",
-                f"a repair runs on {name} ({'; '.join(view['repairs'])}). Wait until it is done.",
+                f"a repair runs on {name} ({'; '.join(view['repairs'])}). Wait until it is done; how one that "
+                "hangs is ended stands in docs/refusals.md.",
             )
 
 
@@ -516,7 +517,8 @@ def _judge_hints(
             reasons.add(
                 "CN-214",
                 f"{_who(holders)} still keeps writes for {name} that it missed while it was down. Until "
-                "they are handed over it lacks them: wait (nodetool listpendinghints).",
+                "they are handed over it lacks them: wait; they are the files in /var/lib/cassandra/hints "
+                "there. Where they stay, see that node's log, and docs/refusals.md.",
             )
 
 
