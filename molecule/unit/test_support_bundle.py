@@ -81,13 +81,13 @@ def test_part_with_a_secret_is_not_handed_out(tmp_path: Path) -> None:
     """BU-101: such as one that was brought here by something that does not take secrets out."""
     (tmp_path / "parts").mkdir()
     content = f"password {SECRET}".encode()
-    with tarfile.open(tmp_path / "parts/ring1.tar.gz", "w:gz") as part:
+    with tarfile.open(tmp_path / "parts/ring2.tar.gz", "w:gz") as part:
         entry = tarfile.TarInfo("files/etc/x.conf")
         entry.size = len(content)
         part.addfile(entry, io.BytesIO(content))
     status, said = collect(tmp_path)
     assert status != 0
-    assert "BU-101: a secret of the inventory, or a private key, stands in ring1/files/etc/x.conf" in said
+    assert "BU-101: a secret of the inventory, or a private key, stands in ring2/files/etc/x.conf" in said
     assert SECRET not in said
     assert list(tmp_path.glob("support-*")) == []
     assert not (tmp_path / "parts").exists()

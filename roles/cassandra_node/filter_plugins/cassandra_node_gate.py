@@ -495,8 +495,8 @@ def _judge_work(
         if view["repairs"]:
             reasons.add(
                 "CN-213",
-                f"a repair runs on {name} ({'; '.join(view['repairs'])}). Wait until it is done; how one that "
-                "hangs is ended stands in docs/refusals.md.",
+                f"a repair runs on {name} ({'; '.join(view['repairs'])}). Wait until it is done; how one "
+                "that hangs is ended stands in docs/refusals.md.",
             )
 
 
